@@ -1,0 +1,79 @@
+# `make` lists what there is. CARGO_TARGET_DIR is respected when it is set.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+TAXIWAY := $(TARGET_DIR)/release/taxiway
+WORKSPACES := Cargo.toml plugins/Cargo.toml
+
+# $(call need,PROGRAM,DEBIAN_PACKAGES): installs it where that can be done unasked, else says what to install.
+need = command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -q && apt-get install -qy --no-install-recommends $(2); \
+	else echo "'$(1)' is missing: install it (on Debian or Ubuntu: sudo apt-get install $(2))" >&2; exit 1; fi
+
+# $(call cargo_tool,SUBCOMMAND): a subcommand of cargo, built from crates.io when it is absent.
+cargo_tool = cargo $(1) --version >/dev/null 2>&1 || cargo install cargo-$(1) --locked
+
+.PHONY: help setup build run demo test bench fmt lint deny advisories doc ci
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing to build: C compiler, Python, wasm target
+	@$(call need,cc,gcc libc6-dev)
+	@$(call need,python3,python3)
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or newer from https://rustup.rs" >&2; exit 1; }
+	@test -d "$$(rustc --print target-libdir --target wasm32-wasip2)" || rustup target add wasm32-wasip2 || { \
+		echo "The plugins are WebAssembly, and rustc has no wasm32-wasip2 target here." >&2; \
+		echo "Run 'rustup target add wasm32-wasip2' where rustup and the network are at hand, or install your" >&2; \
+		echo "distribution's package of the standard library for that target." >&2; exit 1; }
+
+build: setup ## build the release binary
+	cargo build --release --locked --package taxiway
+
+run: build ## start the service here, with its data in DATA_DIR (ARGS are passed on)
+	@data="$(or $(DATA_DIR),$${TAXIWAY_DATA_DIR:-$${XDG_STATE_HOME:-$$HOME/.local/state}/taxiway})"; listen="$(or $(LISTEN),127.0.0.1:8294)"; \
+	printf '%s\n' '' "The admin token is in $$data/token. Once the service says that it is listening, paste this in another terminal:" '' \
+		"  curl -H \"Authorization: Bearer \$$(cat $$data/token)\" -H 'Content-Type: application/json' \\" \
+		"    -d '{\"name\": \"hello\", \"command\": [\"echo\", \"cleared for take-off\"]}' http://$$listen/api/v1/jobs" '' \
+		"  $(TAXIWAY) --data-dir $$data ls" ''; \
+	exec $(TAXIWAY) serve --data-dir "$$data" --listen "$$listen" $(ARGS)
+
+demo: build ## show the whole story: refusal, diff, jobs in turn, signed webhook
+	python3 tests/demo/demo.py --taxiway $(TAXIWAY)
+
+test: setup ## run every test
+	python3 -m unittest discover --start-directory tests/trainer
+	@$(call cargo_tool,nextest) || echo "cargo-nextest cannot be installed here: cargo test runs the tests instead" >&2
+	@if cargo nextest --version >/dev/null 2>&1; then nextest=yes; else nextest=; fi; set -x; \
+	for workspace in plugins/Cargo.toml Cargo.toml; do \
+		cargo test --locked --workspace --manifest-path $$workspace $${nextest:+--doc}; \
+		$${nextest:+cargo nextest run --locked --workspace --manifest-path $$workspace --no-fail-fast}; \
+	done
+
+bench: build ## measure hand-over and submission beside their floors
+	@$(call need,wrk,wrk)
+	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --json $(TARGET_DIR)/bench.json
+
+fmt: ## check the formatting
+	$(foreach workspace,$(WORKSPACES),cargo fmt --all --check --manifest-path $(workspace) &&) true
+
+lint: setup ## clippy, where a warning is an error
+	$(foreach workspace,$(WORKSPACES),cargo clippy --locked --workspace --all-targets --manifest-path $(workspace) -- -D warnings &&) true
+	cargo clippy --locked --workspace --manifest-path plugins/Cargo.toml --target wasm32-wasip2 -- -D warnings
+
+deny: ## check licences, bans and sources of all dependencies
+	@$(call cargo_tool,deny)
+	$(foreach workspace,$(WORKSPACES),cargo deny --locked --manifest-path $(workspace) --config $(CURDIR)/deny.toml check --hide-inclusion-graph bans licenses sources &&) true
+
+advisories: ## ask RustSec about the dependencies (needs the network)
+	@$(call cargo_tool,deny)
+	$(foreach workspace,$(WORKSPACES),cargo deny --locked --manifest-path $(workspace) --config $(CURDIR)/deny.toml check --hide-inclusion-graph advisories &&) true
+
+doc: setup ## build the documentation, where a warning is an error
+	$(foreach workspace,$(WORKSPACES),RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --manifest-path $(workspace) &&) true
+
+ci: ## what has to pass before a merge
+	.ci/run

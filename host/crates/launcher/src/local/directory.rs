@@ -1,0 +1,236 @@
+//! A launch's directory, and the plan with its placeholders filled in.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::FallocateFlags;
+use taxiway_job::{JobId, LaunchId};
+
+use crate::launch::{LaunchPlan, PrepareError};
+use crate::shim::DEFAULT_PATH;
+use crate::wire::{ShimPlan, file};
+
+/// Room set aside for the exit record, so that a disk that fills up meanwhile does not keep it from being written. A record has
+/// a few hundred bytes; the argv of a failed exec may make it longer.
+const RECORD_BYTES: i64 = 4096;
+
+/// The variables of the fixed minimal environment whose values depend on the service's user.
+#[derive(Clone)]
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) home: String,
+}
+
+impl User {
+    /// The user that this process runs as, from the system's user database; the service's own environment is not asked.
+    pub(super) fn current() -> Self {
+        let uid = nix::unistd::geteuid();
+        match nix::unistd::User::from_uid(uid) {
+            Ok(Some(user)) => Self { name: user.name, home: user.dir.to_string_lossy().into_owned() },
+            // A container may run under a uid without an entry.
+            Ok(None) | Err(_) => Self { name: uid.to_string(), home: "/".to_owned() },
+        }
+    }
+}
+
+/// `jobs/ID`, kept across attempts.
+pub(crate) fn job_directory(jobs_dir: &Path, job: JobId) -> PathBuf {
+    jobs_dir.join(job.to_string())
+}
+
+/// `jobs/ID/LAUNCH_ID`.
+pub(crate) fn launch_directory(jobs_dir: &Path, job: JobId, launch: LaunchId) -> PathBuf {
+    job_directory(jobs_dir, job).join(launch.to_string())
+}
+
+/// Makes the directory with the configuration, an empty exit record and an empty log. Leaves nothing behind when it fails.
+pub(super) fn make(
+    jobs_dir: &Path,
+    plan: &LaunchPlan,
+    user: &User,
+    log_max_size: u64,
+) -> Result<ShimPlan, PrepareError> {
+    let shim_plan = fill_in(jobs_dir, plan, user, log_max_size)?;
+    let directory = launch_directory(jobs_dir, plan.job, plan.launch);
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    builder.recursive(true).create(job_directory(jobs_dir, plan.job)).map_err(|error| failed(&directory, &error))?;
+    builder.recursive(false).create(&directory).map_err(|error| failed(&directory, &error))?;
+    let filled = fill(&directory, plan);
+    if filled.is_err() {
+        remove(&directory);
+    }
+    filled.map(|()| shim_plan)
+}
+
+/// Removes the directory of a launch that never started anything.
+pub(super) fn remove(directory: &Path) {
+    if let Err(error) = fs::remove_dir_all(directory)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(directory = %directory.display(), %error, "cannot remove the directory of a launch that did not start");
+    }
+}
+
+fn fill(directory: &Path, plan: &LaunchPlan) -> Result<(), PrepareError> {
+    let create = |name: &str| -> Result<(File, PathBuf), PrepareError> {
+        let path = directory.join(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.map_err(|error| failed(&path, &error)).map(|file| (file, path))
+    };
+    if let Some(config) = &plan.config {
+        let (mut file, path) = create(&config.file_name)?;
+        file.write_all(&config.bytes).map_err(|error| failed(&path, &error))?;
+    }
+    let (record, path) = create(file::EXIT)?;
+    // A filesystem without this call gives no such promise; the shim then stays until the record can be written.
+    let reserved = nix::fcntl::fallocate(&record, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, RECORD_BYTES);
+    if let Err(error @ (nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT)) = reserved {
+        return Err(failed(&path, &io::Error::from(error)));
+    }
+    create(file::LOG).map(drop)
+}
+
+fn failed(path: &Path, error: &io::Error) -> PrepareError {
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    PrepareError::Directory { path: path.to_owned(), error: error.to_string(), full }
+}
+
+/// Fills in the placeholders and makes the whole environment but for the GPUs.
+fn fill_in(jobs_dir: &Path, plan: &LaunchPlan, user: &User, log_max_size: u64) -> Result<ShimPlan, PrepareError> {
+    let wrong = |message: String| PrepareError::Plan(message);
+    let text = |path: PathBuf| {
+        path.into_os_string().into_string().map_err(|path| wrong(format!("the path {path:?} is not valid UTF-8")))
+    };
+    if plan.command.first().is_none_or(String::is_empty) {
+        return Err(wrong("the command is empty".to_owned()));
+    }
+    let job = plan.job.to_string();
+    let attempt = plan.attempt.to_string();
+    let job_dir = text(job_directory(jobs_dir, plan.job))?;
+    let directory = launch_directory(jobs_dir, plan.job, plan.launch);
+    let config_file = match &plan.config {
+        Some(config) if config.file_name.contains('/') || is_reserved(&config.file_name) => {
+            return Err(wrong(format!("`{}` is no name for a configuration file", config.file_name)));
+        }
+        Some(config) => Some(text(directory.join(&config.file_name))?),
+        None => None,
+    };
+    let progress_file = text(directory.join(file::PROGRESS))?;
+    let external_id = plan.external_id.as_deref().unwrap_or(&job);
+    let placeholders = [
+        ("{config_file}", config_file.as_deref().unwrap_or("")),
+        ("{job_id}", job.as_str()),
+        ("{external_id}", external_id),
+        ("{job_dir}", job_dir.as_str()),
+        ("{attempt}", attempt.as_str()),
+    ];
+
+    let mut env = Environment::default();
+    for (name, value) in
+        [("PATH", DEFAULT_PATH), ("HOME", &user.home), ("USER", &user.name), ("LANG", "C.UTF-8"), ("TMPDIR", "/tmp")]
+    {
+        env.set(name, value);
+    }
+    for (name, value) in &plan.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(wrong(format!(
+                "the environment variable {name:?} has a name or a value that no process can have"
+            )));
+        }
+        env.set(name, value);
+    }
+    // The shim names the job's GPUs at `go`.
+    env.variables.retain(|(name, _)| name != "CUDA_VISIBLE_DEVICES");
+    let launch = plan.launch.to_string();
+    for (name, value) in [
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+        ("TAXIWAY_JOB_ID", &job),
+        ("TAXIWAY_ATTEMPT", &attempt),
+        ("TAXIWAY_LAUNCH_ID", &launch),
+        ("TAXIWAY_JOB_DIR", &job_dir),
+        ("TAXIWAY_PROGRESS_FILE", &progress_file),
+        ("TAXIWAY_CONFIG_FILE", config_file.as_deref().unwrap_or("")),
+        ("PYTHONUNBUFFERED", "1"),
+    ] {
+        env.set(name, value);
+    }
+    Ok(ShimPlan {
+        argv: plan.command.iter().map(|word| substitute(word, &placeholders)).collect(),
+        env: env.variables,
+        cwd: plan.cwd.clone().map_or(Ok(job_dir), text)?,
+        hide_gpus: plan.hide_gpus,
+        time_limit_ms: plan.time_limit.map(milliseconds),
+        grace_ms: milliseconds(plan.grace),
+        stop_signal: plan.stop_signal,
+        log_max_size,
+    })
+}
+
+fn is_reserved(name: &str) -> bool {
+    matches!(
+        name,
+        "" | "." | ".." | file::LOCK | file::EXIT | file::LOG | file::STARTED | file::SOCKET | file::PROGRESS
+    )
+}
+
+pub(super) fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[derive(Default)]
+struct Environment {
+    variables: Vec<(String, String)>,
+}
+
+impl Environment {
+    fn set(&mut self, name: &str, value: &str) {
+        match self.variables.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => value.clone_into(old),
+            None => self.variables.push((name.to_owned(), value.to_owned())),
+        }
+    }
+}
+
+/// Fills in placeholders in one pass: what a value brings in is not looked at again.
+fn substitute(word: &str, placeholders: &[(&str, &str)]) -> String {
+    let mut filled = String::with_capacity(word.len());
+    let mut rest = word;
+    while let Some(at) = rest.find('{') {
+        filled.push_str(&rest[..at]);
+        rest = &rest[at..];
+        match placeholders.iter().find(|(name, _)| rest.starts_with(name)) {
+            Some((name, value)) => {
+                filled.push_str(value);
+                rest = &rest[name.len()..];
+            }
+            None => {
+                filled.push('{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    filled.push_str(rest);
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_filled_in_once_and_other_braces_stay() {
+        let placeholders = [("{job_id}", "{attempt}"), ("{attempt}", "3")];
+        let cases = [
+            ("--id={job_id}", "--id={attempt}"),
+            ("{attempt}{attempt}", "33"),
+            ("{\"a\": {attempt}}", "{\"a\": 3}"),
+            ("{unknown} {", "{unknown} {"),
+        ];
+        for (word, expected) in cases {
+            assert_eq!(substitute(word, &placeholders), expected);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Finding launches again after a restart of the host (DESIGN §5, step 4).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use taxiway_job::LaunchId;
+use tokio::io::unix::AsyncFd;
+
+use super::Inner;
+use super::control::Control;
+use super::launch::{Launch, State, blocking, open_directory};
+use super::settle::Settled;
+use crate::launch::{AdoptedPhase, Event, Settlement, Unsettled};
+use crate::processes::pidfd_open;
+use crate::rules::Known;
+use crate::watch::Watch;
+use crate::wire::{Lines, Phase, Report, Request, VERSION, file};
+
+/// How long a shim may take to answer before the host says that it does not. It goes on waiting: a machine that is busy or has
+/// just woken up is no evidence.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A shim's answer to the handshake.
+struct Adopted {
+    control: Arc<Control>,
+    lines: Lines,
+    shim_pid: i32,
+    phase: Phase,
+}
+
+impl Launch {
+    /// Finds out what became of an attempt that the store holds unsettled.
+    pub(super) async fn recover(self: Arc<Self>, inner: &Arc<Inner>, attempt: Unsettled) {
+        let known = Known { phase: attempt.phase, same_boot: attempt.boot_id == inner.boot_id };
+        self.search(inner, known).await;
+    }
+
+    /// Asks the shim, else takes its lock, else waits until one of the two can be done.
+    pub(super) async fn search(self: Arc<Self>, inner: &Arc<Inner>, mut known: Known) {
+        loop {
+            if let Some(adopted) = self.ask(inner).await {
+                match Arc::clone(&self).adopt(inner, adopted).await {
+                    Some(unclear) => known = unclear,
+                    None => return,
+                }
+            }
+            let launch = self.id;
+            let holder = match self.settle(inner, known).await {
+                Ok(Ok(Settled::Yes(Settlement::NotStarted { reason }))) => return self.discard(inner, reason).await,
+                Ok(Ok(Settled::Yes(settlement))) => return inner.settle(launch, settlement).await,
+                Ok(Ok(Settled::LockHeldBy(holder))) => holder,
+                Ok(Err(error)) => {
+                    tracing::error!(%launch, %error, "cannot read what became of a launch; it is tried again");
+                    0
+                }
+                // The runtime is shutting down.
+                Err(_) => return,
+            };
+            let waiting = self.wait_for_change(holder);
+            tokio::pin!(waiting);
+            if tokio::time::timeout(ANSWER_TIMEOUT, &mut waiting).await.is_err() {
+                inner.report(Event::Unresponsive { launch, shim_pid: holder }).await;
+                waiting.await;
+            }
+        }
+    }
+
+    async fn adopt(self: Arc<Self>, inner: &Arc<Inner>, adopted: Adopted) -> Option<Known> {
+        let launch = self.id;
+        *self.state() = State::Going(Arc::clone(&adopted.control));
+        let phase = match adopted.phase {
+            Phase::Running(process) => AdoptedPhase::Running(process),
+            Phase::Ended => AdoptedPhase::Ended,
+        };
+        inner.report(Event::Adopted { launch, phase }).await;
+        self.follow_adopted(inner, adopted.control, adopted.lines, adopted.shim_pid).await
+    }
+
+    /// Shakes hands with the shim; none when there is nobody or the connection breaks.
+    async fn ask(&self, inner: &Inner) -> Option<Adopted> {
+        let directory = self.directory.clone();
+        let stream = blocking(move || connect_in(&directory)).await.ok()?.ok()?;
+        let shim_pid = peer(&stream);
+        let control = Arc::new(Control::new(stream).ok()?);
+        control.send(&Request::Hello { version: VERSION, launch: self.id }).ok()?;
+        let answer = answer(control, self.id);
+        tokio::pin!(answer);
+        match tokio::time::timeout(ANSWER_TIMEOUT, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                inner.report(Event::Unresponsive { launch: self.id, shim_pid }).await;
+                answer.await
+            }
+        }
+    }
+
+    /// Waits until the holder of the lock is gone or a file appears in the directory: the holder may not have got as far as its
+    /// socket.
+    async fn wait_for_change(&self, holder: i32) {
+        let Ok(directory) = Watch::directory(&self.directory) else {
+            // Not even watching works (a limit of inotify(7)): the only wait by the clock, in a case that needs a person.
+            return tokio::time::sleep(ANSWER_TIMEOUT).await;
+        };
+        let holder = match holder {
+            1.. => pidfd_open(holder),
+            // The kernel names no holder for a lock from another pid namespace.
+            _ => return tokio::time::sleep(ANSWER_TIMEOUT).await,
+        };
+        // One that cannot be opened went between the question and now.
+        let Ok(holder) = holder else { return };
+        // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
+        let Ok(holder) = (unsafe { AsyncFd::register(holder) }) else { return };
+        tokio::select! {
+            _ = holder.readable() => {}
+            () = directory.changed() => {}
+        }
+    }
+}
+
+async fn answer(control: Arc<Control>, launch: LaunchId) -> Option<Adopted> {
+    let mut lines = Lines::default();
+    loop {
+        if let Report::Adopted { launch: answered, shim_pid, phase, .. } = control.next(&mut lines).await? {
+            return (answered == launch).then_some(Adopted { control, lines, shim_pid, phase });
+        }
+    }
+}
+
+/// The process at the other end.
+fn peer(stream: &UnixStream) -> i32 {
+    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).map_or(0, |peer| peer.pid())
+}
+
+/// Connects to the shim's socket by way of its directory, since a socket's path may have 107 bytes only.
+fn connect_in(directory: &std::path::Path) -> io::Result<UnixStream> {
+    let directory: OwnedFd = open_directory(directory)?;
+    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), file::SOCKET);
+    let address = UnixAddr::new(path.as_str())?;
+    // Not waiting: a shim that is stopped with a full backlog counts as one that does not answer.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(stream.as_raw_fd(), &address)?;
+    Ok(UnixStream::from(stream))
+}

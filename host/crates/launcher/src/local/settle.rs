@@ -1,0 +1,205 @@
+//! What became of a launch whose shim is gone, found under its lock (DESIGN §5, step 4), and the search for its processes.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use taxiway_job::LaunchId;
+
+use crate::launch::Settlement;
+use crate::lock::{self, Lock};
+use crate::processes::{self, Ending, UNKILLABLE_NS, pidfd_open};
+use crate::record::ExitRecord;
+use crate::rules::{Known, nothing_ran};
+use crate::wire::file;
+
+/// Whether the lock could be had.
+pub(super) enum Settled {
+    /// It was, and this is what the evidence says. No process of the launch is left.
+    Yes(Settlement),
+    /// A shim has it; 0 when the kernel did not name it.
+    LockHeldBy(i32),
+}
+
+/// Takes the lock and settles the launch. Blocks until every process that was found is gone; those that survive SIGKILL for too
+/// long are reported by `unkillable`, and waited for all the same.
+pub(super) fn settle(
+    directory: &Path,
+    launch: LaunchId,
+    known: Known,
+    unkillable: &dyn Fn(Vec<i32>),
+) -> io::Result<Settled> {
+    let lock =
+        match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(directory.join(file::LOCK)) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Whoever removed the directory took the evidence with it.
+                end_processes(launch, unkillable);
+                let evidence = format!("the launch's directory {} is missing", directory.display());
+                return Ok(Settled::Yes(Settlement::Lost { evidence }));
+            }
+            Err(error) => return Err(error),
+        };
+    if let Lock::HeldBy(holder) = lock::take(&lock)? {
+        return Ok(Settled::LockHeldBy(holder));
+    }
+    // Only now is the record final: a shim may have written it after somebody else had looked.
+    let record = read_record(directory)?.filter(|record| record.launch == launch);
+    if record.as_ref().is_none_or(|record| record.clean.is_none()) {
+        end_processes(launch, unkillable);
+    }
+    let started = directory.join(file::STARTED).try_exists()?;
+    drop::<File>(lock);
+    Ok(Settled::Yes(conclude(record, started, known)))
+}
+
+/// The rule of DESIGN §5, step 4.
+fn conclude(record: Option<ExitRecord>, started: bool, known: Known) -> Settlement {
+    if let Some(record) = record {
+        return Settlement::Record(Box::new(record));
+    }
+    if nothing_ran(started, known) {
+        return Settlement::NotStarted { reason: None };
+    }
+    let evidence = match (known.same_boot, started) {
+        (false, _) => "the machine was restarted while the job ran, and no exit record was left".to_owned(),
+        (true, true) => {
+            "the job's shim is gone, its mark says that the command was started, and no exit record was left".to_owned()
+        }
+        (true, false) => {
+            "the job's shim is gone, the job had been seen running, and no exit record was left".to_owned()
+        }
+    };
+    Settlement::Lost { evidence }
+}
+
+fn read_record(directory: &Path) -> io::Result<Option<ExitRecord>> {
+    match fs::read(directory.join(file::EXIT)) {
+        Ok(bytes) => Ok(ExitRecord::parse(&bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends every process that carries the launch's id in its environment, and all that are their descendants or in their sessions,
+/// until two looks in a row find none (DESIGN §5, step 6).
+fn end_processes(launch: LaunchId, unkillable: &dyn Fn(Vec<i32>)) {
+    let mut ending = Ending::default();
+    let mut quiet = 0;
+    while quiet < 2 {
+        let found = ending.pass(|| find(launch));
+        if found.is_empty() {
+            quiet += 1;
+            continue;
+        }
+        quiet = 0;
+        let deadline = Instant::now() + Duration::from_nanos(UNKILLABLE_NS);
+        let mut survivors: Vec<i32> = Vec::new();
+        for (pid, start_time) in &found {
+            if !wait_gone(*pid, *start_time, Some(deadline)) {
+                survivors.push(*pid);
+            }
+        }
+        if !survivors.is_empty() {
+            unkillable(survivors);
+            for (pid, start_time) in found {
+                wait_gone(pid, start_time, None);
+            }
+        }
+    }
+}
+
+/// Waits until a killed process is gone; false when the deadline was first. A child of this process is waited for, so that it
+/// does not stay as a zombie.
+fn wait_gone(pid: i32, start_time: u64, deadline: Option<Instant>) -> bool {
+    let Ok(fd) = pidfd_open(pid) else { return true };
+    if processes::stat(pid).is_none_or(|stat| stat.start_time != start_time) {
+        return true;
+    }
+    // Rounded up, so that the deadline is over when the time is.
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+    let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+    let gone = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) != Ok(0);
+    if gone {
+        reap(fd.as_raw_fd());
+    }
+    gone
+}
+
+/// Waits for a process by its pidfd if it is a child of this one. Orphans come here when both their shim and the spawner died.
+fn reap(pidfd: i32) {
+    // SAFETY: a null siginfo is allowed; a pidfd that is no child of this process gives an error and nothing else happens.
+    unsafe {
+        libc::waitid(libc::P_PIDFD, pidfd.unsigned_abs(), std::ptr::null_mut(), libc::WEXITED | libc::WNOHANG);
+    }
+}
+
+/// The processes of a launch that nobody is the parent of any more.
+fn find(launch: LaunchId) -> Vec<i32> {
+    let variable = format!("TAXIWAY_LAUNCH_ID={launch}").into_bytes();
+    let me = i32::try_from(std::process::id()).unwrap_or(0);
+    let all = processes::all();
+    let marked = |pid: i32| {
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_slice()))
+    };
+    let mut found: HashSet<i32> = all.iter().copied().filter(|pid| *pid != me && marked(*pid)).collect();
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let stats: Vec<_> = all.iter().filter_map(|pid| processes::stat(*pid).map(|stat| (*pid, stat))).collect();
+    let own_session = processes::stat(me).map(|stat| stat.session);
+    loop {
+        let sessions: HashSet<i32> = stats
+            .iter()
+            .filter(|(pid, stat)| found.contains(pid) && stat.session != 0 && Some(stat.session) != own_session)
+            .map(|(_, stat)| stat.session)
+            .collect();
+        let before = found.len();
+        for (pid, stat) in &stats {
+            if *pid != me && *pid != 1 && (found.contains(&stat.parent) || sessions.contains(&stat.session)) {
+                found.insert(*pid);
+            }
+        }
+        if found.len() == before {
+            return found.into_iter().collect();
+        }
+    }
+}
+
+/// Waits until a process is gone, and takes its status if it is this process's child. For a shim whose spawner died.
+pub(super) fn wait_for_shim(pid: i32) {
+    // 0: it was never forked, as far as is known.
+    if pid > 0
+        && let Ok(fd) = pidfd_open(pid)
+    {
+        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        reap(fd.as_raw_fd());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::launch::StoredPhase;
+    use crate::record::Status;
+
+    #[test]
+    fn a_record_wins_over_everything_else() {
+        let record = ExitRecord {
+            launch: LaunchId::random(),
+            status: Status::Exited(3),
+            process: None,
+            ended: clock::Instant::now(),
+            stopped_by: None,
+            clean: None,
+        };
+        let known = Known { phase: StoredPhase::Armed, same_boot: false };
+        assert!(matches!(conclude(Some(record.clone()), false, known), Settlement::Record(found) if *found == record));
+    }
+}

@@ -1,0 +1,108 @@
+//! The host's end of the spawner: starting it, asking it for shims, hearing of those that were lost.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use taxiway_job::LaunchId;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use crate::wire::{SPAWNER_ARGUMENT, SpawnerReport};
+
+/// A running spawner.
+#[derive(Clone)]
+pub(super) struct Spawner {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    lost: watch::Receiver<bool>,
+}
+
+impl Spawner {
+    /// Starts a spawner; `on_report` is called with each of its reports.
+    pub(super) fn start(program: &Path, on_report: impl Fn(SpawnerReport) + Send + 'static) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        // The spawner and its shims live on after the service: they get nothing of its environment and hold nothing of its
+        // standard streams.
+        let child = Command::new(program)
+            .arg(SPAWNER_ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
+        let socket = Arc::new(unsafe { AsyncFd::register(ours) }.map_err(io::Error::from)?);
+        let (set_lost, lost) = watch::channel(false);
+        tokio::spawn(listen(Arc::clone(&socket), set_lost, child, on_report));
+        Ok(Self { socket, lost })
+    }
+
+    /// Whether it still runs, as far as is known.
+    pub(super) fn is_alive(&self) -> bool {
+        !*self.lost.borrow()
+    }
+
+    /// Resolves when the spawner is gone.
+    pub(super) fn watch_lost(&self) -> watch::Receiver<bool> {
+        self.lost.clone()
+    }
+
+    /// Asks for a shim that gets this end of its control socket and this directory.
+    pub(super) async fn fork(&self, launch: LaunchId, control: OwnedFd, directory: OwnedFd) -> io::Result<()> {
+        let name = launch.to_string();
+        let descriptors = [control.as_raw_fd(), directory.as_raw_fd()];
+        self.socket
+            .async_io(Interest::WRITABLE, |socket| {
+                let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+                let bytes = [io::IoSlice::new(name.as_bytes())];
+                let rights = [ControlMessage::ScmRights(&descriptors)];
+                sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, flags, None).map_err(io::Error::from)
+            })
+            .await
+            .map(drop)
+    }
+}
+
+async fn listen(
+    socket: Arc<AsyncFd<OwnedFd>>,
+    set_lost: watch::Sender<bool>,
+    mut child: Child,
+    on_report: impl Fn(SpawnerReport),
+) {
+    let mut buffer = vec![0_u8; 64 << 10];
+    loop {
+        let received = socket
+            .async_io(Interest::READABLE, |socket| {
+                // SAFETY: the buffer is valid for writes of its whole length.
+                let read = unsafe {
+                    libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+                };
+                usize::try_from(read).map_err(|_| io::Error::last_os_error())
+            })
+            .await;
+        match received {
+            Ok(0) | Err(_) => break,
+            Ok(read) => match serde_json::from_slice(&buffer[..read]) {
+                Ok(report) => on_report(report),
+                Err(error) => tracing::warn!(%error, "the spawner sent something that this version does not know"),
+            },
+        }
+    }
+    let pid = child.id();
+    // Its socket is closed, so it has ended or is about to.
+    let status = tokio::task::spawn_blocking(move || child.wait()).await;
+    match status {
+        Ok(Ok(status)) => {
+            tracing::warn!(pid, %status, "the spawner has ended; another is started with the next launch")
+        }
+        _ => tracing::warn!(pid, "the spawner has gone; another is started with the next launch"),
+    }
+    set_lost.send_replace(true);
+}

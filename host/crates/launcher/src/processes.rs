@@ -1,0 +1,222 @@
+//! Finding processes in `/proc`, and ending them so that none gets away.
+//!
+//! A pid alone names nothing: it may be used again at any moment. A process is known by pid *and* start time, and a signal goes
+//! through a pidfd whose start time was compared after it was opened.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// How often one pass looks again for processes that were forked while it stopped the others. A fork bomb needs a handful; a
+/// process that is never caught must not keep the pass from killing those that were.
+const LOOKS_MAX: usize = 64;
+
+/// How long a process may survive SIGKILL before it is reported, in nanoseconds (DESIGN §5, step 6).
+pub(crate) const UNKILLABLE_NS: u64 = 60_000_000_000;
+
+/// What `/proc/PID/stat` says of a process (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) state: u8,
+    pub(crate) parent: i32,
+    pub(crate) group: i32,
+    pub(crate) session: i32,
+    pub(crate) start_time: u64,
+}
+
+/// Reads `/proc/PID/stat`; none when there is no such process.
+pub(crate) fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, parentheses and newlines included: the last one ends it.
+    let after_name = text.iter().rposition(|byte| *byte == b')')? + 2;
+    let rest = std::str::from_utf8(text.get(after_name..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let session = fields.next()?.parse().ok()?;
+    // Fields 7 to 21 lie between the session (6) and the start time (22).
+    let start_time = fields.nth(15)?.parse().ok()?;
+    Some(Stat { state, parent, group, session, start_time })
+}
+
+/// Every process of the machine that can be seen.
+pub(crate) fn all() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The children of all threads of a process, or none when it is gone.
+fn children(pid: i32) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = task?.path().join("children");
+        match fs::read_to_string(&path) {
+            Ok(text) => found.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            // A thread may end while it is looked at; a kernel without CONFIG_PROC_CHILDREN has the file for none.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(|task| task.exists()) =>
+            {
+                return Err(error);
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// All descendants of `root`, without those in `except` and without what is below them.
+pub(crate) fn descendants(root: i32, except: &HashSet<i32>) -> Vec<i32> {
+    if children(root).is_err() {
+        return descendants_by_scan(root, except);
+    }
+    let mut found = Vec::new();
+    let mut known: HashSet<i32> = HashSet::from([root]);
+    let mut next = vec![root];
+    while let Some(parent) = next.pop() {
+        for child in children(parent).unwrap_or_default() {
+            if !except.contains(&child) && known.insert(child) {
+                found.push(child);
+                next.push(child);
+            }
+        }
+    }
+    found
+}
+
+/// The same for a kernel that does not list children: by the parents of every process there is.
+fn descendants_by_scan(root: i32, except: &HashSet<i32>) -> Vec<i32> {
+    let mut by_parent: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in all() {
+        if let Some(stat) = stat(pid) {
+            by_parent.entry(stat.parent).or_default().push(pid);
+        }
+    }
+    let mut found = Vec::new();
+    let mut next = vec![root];
+    while let Some(parent) = next.pop() {
+        for child in by_parent.remove(&parent).unwrap_or_default() {
+            if !except.contains(&child) {
+                found.push(child);
+                next.push(child);
+            }
+        }
+    }
+    found
+}
+
+/// A handle that keeps meaning the same process when its pid is used again.
+struct Handle {
+    start_time: u64,
+    fd: OwnedFd,
+}
+
+impl Handle {
+    /// Opens a process that is alive; none when it is gone, a zombie, or not the one with this start time.
+    fn open(pid: i32, start_time: Option<u64>) -> Option<Self> {
+        let fd = pidfd_open(pid).ok()?;
+        let stat = stat(pid)?;
+        if matches!(stat.state, b'Z' | b'X') || start_time.is_some_and(|expected| expected != stat.start_time) {
+            return None;
+        }
+        let handle = Self { start_time: stat.start_time, fd };
+        // The stat that was read is that of the pidfd's process only if this one has not been reaped in between.
+        handle.signal(0).is_ok().then_some(handle)
+    }
+
+    /// Sends a signal (pidfd_send_signal(2)).
+    fn signal(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: the descriptor is open, a null siginfo asks for the default, and the flags are zero.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0_u32,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// A pidfd (pidfd_open(2)): readable when the process has ended.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Ends a set of processes that may fork while it is being ended: stops all it can find until a look finds no new one, then
+/// kills them. What a caught process had forked in between is found by the next pass.
+#[derive(Default)]
+pub(crate) struct Ending {
+    /// Every process that was killed, for the count.
+    killed: HashSet<(i32, u64)>,
+}
+
+impl Ending {
+    /// How many processes were killed so far.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.killed.len()).unwrap_or(u32::MAX)
+    }
+
+    /// One pass over what `look` finds. Returns all that were found alive, also those that an earlier pass has killed and that
+    /// have not gone yet. No descriptor is kept per process: a fork bomb has more processes than a program may have of those.
+    pub(crate) fn pass(&mut self, mut look: impl FnMut() -> Vec<i32>) -> Vec<(i32, u64)> {
+        let mut caught: HashMap<i32, u64> = HashMap::new();
+        for _ in 0..LOOKS_MAX {
+            let mut new = 0;
+            for pid in look() {
+                if caught.contains_key(&pid) {
+                    continue;
+                }
+                let Some(handle) = Handle::open(pid, None) else { continue };
+                // What may not be signalled (a set-user-id program) cannot be ended: it counts as found, and as unkillable.
+                let _ = handle.signal(libc::SIGSTOP);
+                caught.insert(pid, handle.start_time);
+                new += 1;
+            }
+            if new == 0 {
+                break;
+            }
+        }
+        for (pid, start_time) in &caught {
+            if Handle::open(*pid, Some(*start_time)).is_some_and(|handle| handle.signal(libc::SIGKILL).is_ok()) {
+                self.killed.insert((*pid, *start_time));
+            }
+        }
+        caught.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_pid_and_start_time() {
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        let stat = stat(me).expect("this process runs");
+        assert!(Handle::open(me, Some(stat.start_time)).is_some());
+        assert!(Handle::open(me, Some(stat.start_time + 1)).is_none(), "another process under the same pid");
+    }
+
+    #[test]
+    fn both_ways_of_listing_descendants_agree() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep starts");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        assert!(descendants(me, &HashSet::new()).contains(&pid));
+        assert!(descendants_by_scan(me, &HashSet::new()).contains(&pid));
+        assert!(!descendants(me, &HashSet::from([pid])).contains(&pid));
+        child.kill().expect("it was running");
+        child.wait().expect("it was a child");
+    }
+}

@@ -1,0 +1,145 @@
+//! From the end of the command's process to a record that is safe.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use taxiway_job::Usage;
+
+use super::state::{Ended, Kill, Killing, Leftovers, Shim, State, Stopping};
+use super::{sync_directories, write_at};
+use crate::clock::{Instant, boottime_ns};
+use crate::processes::Ending;
+use crate::record::{Clean, ExitRecord, Status};
+use crate::wire::Report;
+
+/// How long the host may take to confirm an end before the shim makes its record durable itself (DESIGN §5, step 3).
+pub(super) const CONFIRM_NS: u64 = 50_000_000;
+/// How often a record is tried again when the disk is full.
+pub(super) const RETRY_NS: u64 = 1_000_000_000;
+
+impl Shim {
+    /// Waits for every child that has ended.
+    pub(super) fn reap(&mut self) {
+        let mut info = [0_u8; mem::size_of::<libc::signalfd_siginfo>()];
+        // SAFETY: the buffer has the size of one siginfo, which is what a signalfd gives at least. One SIGCHLD may stand for
+        // many children, so its content is of no use.
+        unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
+        loop {
+            let mut status = 0;
+            // SAFETY: `status` is valid for writes.
+            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            if pid > 0 {
+                self.reaped(pid, status);
+                continue;
+            }
+            let none_left = pid < 0;
+            match mem::replace(&mut self.state, State::Changing) {
+                State::Leftovers(leftovers) if none_left => {
+                    let count = leftovers.killing.ending.count();
+                    self.end(leftovers.record, leftovers.second_at, leftovers.written, count);
+                }
+                State::Leftovers(mut leftovers) => {
+                    leftovers.killing.pass();
+                    self.state = State::Leftovers(leftovers);
+                }
+                State::Running(mut running) => {
+                    // What was killed had children, which came to this process.
+                    if let Some(Stopping { kill: Kill::Sent(killing), .. }) = &mut running.stopping {
+                        killing.pass();
+                    }
+                    self.state = State::Running(running);
+                }
+                state => self.state = state,
+            }
+            return;
+        }
+    }
+
+    fn reaped(&mut self, pid: i32, status: i32) {
+        let is_the_command = matches!(&self.state, State::Running(running) if running.process.pid == pid);
+        if !is_the_command {
+            return;
+        }
+        let State::Running(running) = mem::replace(&mut self.state, State::Changing) else { return };
+        let status = if libc::WIFSIGNALED(status) {
+            Status::Signaled(libc::WTERMSIG(status))
+        } else {
+            Status::Exited(libc::WEXITSTATUS(status))
+        };
+        let record = ExitRecord {
+            launch: self.launch,
+            status,
+            process: Some(running.process),
+            ended: Instant::now(),
+            stopped_by: running.stopping.as_ref().map(|stopping| stopping.by),
+            clean: None,
+        };
+        let (second_at, written) = self.write_first(&record);
+        // A process that SIGKILL has hit is no leftover, and the 60 seconds of those that survive it go on.
+        let killing = match running.stopping {
+            Some(Stopping { kill: Kill::Sent(killing), .. }) => Killing { ending: Ending::default(), ..killing },
+            _ => Killing { since: boottime_ns(), ..Killing::default() },
+        };
+        self.state = State::Leftovers(Leftovers { record, second_at, written, killing });
+    }
+
+    pub(super) fn write_first(&self, record: &ExitRecord) -> (u64, bool) {
+        let (bytes, second_at) = record.first_bytes();
+        (second_at, write_at(&self.record, &bytes, 0).is_ok())
+    }
+
+    /// Every process is gone: completes log and record and tells the host.
+    pub(super) fn end(&mut self, mut record: ExitRecord, second_at: u64, written: bool, leftovers: u32) {
+        self.output.copy_rest();
+        let log_dropped_bytes = self.output.finish();
+        let usage = Usage { wall_seconds: record.wall_seconds(), ..used_by_children() };
+        record.clean = Some(Clean { leftovers, at: Instant::now(), usage, log_dropped_bytes });
+        let mut ended = Ended { record, second_at, written, sync_at: boottime_ns() + CONFIRM_NS };
+        ended.written = self.write_ended(&ended).is_ok();
+        if self.host.is_none() {
+            ended.sync_at = 0;
+        }
+        self.tell(&Report::Ended(Box::new(ended.record.clone())));
+        self.state = State::Ended(ended);
+    }
+
+    /// Writes what of the record is missing in the file.
+    fn write_ended(&self, ended: &Ended) -> io::Result<()> {
+        if !ended.written {
+            write_at(&self.record, &ended.record.first_bytes().0, 0)?;
+        }
+        let Some(clean) = &ended.record.clean else { return Ok(()) };
+        write_at(&self.record, &ExitRecord::clean_bytes(clean), ended.second_at)
+    }
+
+    /// Makes the record durable.
+    pub(super) fn save(record: &File, ended: &mut Ended, directory: &OwnedFd) -> io::Result<()> {
+        if !ended.written {
+            write_at(record, &ended.record.first_bytes().0, 0)?;
+            if let Some(clean) = &ended.record.clean {
+                write_at(record, &ExitRecord::clean_bytes(clean), ended.second_at)?;
+            }
+            ended.written = true;
+        }
+        record.sync_all()?;
+        sync_directories(directory)
+    }
+}
+
+/// What the children that were waited for have used, and those that they had waited for (getrusage(2)).
+fn used_by_children() -> Usage {
+    // SAFETY: a zeroed rusage is valid to be written to, and the call cannot fail with these arguments.
+    let used = unsafe {
+        let mut used: libc::rusage = mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut used);
+        used
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    Usage {
+        cpu_seconds: Some(seconds(used.ru_utime) + seconds(used.ru_stime)),
+        peak_rss_bytes: u64::try_from(used.ru_maxrss).ok().map(|kib| kib * 1024),
+        ..Usage::default()
+    }
+}

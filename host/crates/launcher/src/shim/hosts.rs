@@ -1,0 +1,128 @@
+//! What hosts say and hear: the one that started this shim, and those that adopt it.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::LEFT;
+use super::connection::{Connection, Received};
+use super::end::CONFIRM_NS;
+use super::state::{Leftovers, Running, Shim, State, Stay, milliseconds};
+use crate::clock::boottime_ns;
+use crate::record::{ExitRecord, StoppedBy};
+use crate::wire::{Phase, Report, Request, VERSION};
+
+impl Shim {
+    /// Takes messages from the host.
+    pub(super) fn hear_host(&mut self) -> Stay {
+        let Some(host) = &mut self.host else { return Stay::Yes };
+        let received = host.take();
+        while let Some(request) = self.host.as_mut().and_then(Connection::next::<Request>) {
+            if let Stay::No(status) = self.obey(request) {
+                return Stay::No(status);
+            }
+        }
+        if received == Received::Closed {
+            self.host = None;
+            match &mut self.state {
+                // Nothing was started.
+                State::Armed(_) => return Stay::No(LEFT),
+                // Nobody is left to confirm.
+                State::Ended(ended) => ended.sync_at = 0,
+                _ => {}
+            }
+        }
+        Stay::Yes
+    }
+
+    fn obey(&mut self, request: Request) -> Stay {
+        match request {
+            Request::Go { gpu_uuids } => return self.go(&gpu_uuids),
+            Request::Stop { grace_ms, signal } => {
+                let grace = grace_ms.map_or(self.limits.grace_ns, milliseconds);
+                self.stop(StoppedBy::Host, signal.unwrap_or(self.limits.stop_signal), grace);
+            }
+            Request::Extend { time_limit_ms } => self.limits.time_limit_ns = time_limit_ms.map(milliseconds),
+            Request::Confirm => {
+                if matches!(self.state, State::Ended(_)) {
+                    return Stay::No(LEFT);
+                }
+            }
+            // A plan comes once, before; a hello only from a guest.
+            Request::Plan(_) | Request::Hello { .. } => {}
+        }
+        Stay::Yes
+    }
+
+    pub(super) fn tell(&self, report: &Report) {
+        if let Some(host) = &self.host {
+            host.send(report);
+        }
+    }
+
+    /// Takes a connection that may be a restarted host's.
+    pub(super) fn accept(&mut self) {
+        // SAFETY: the listener is a listening socket; no address is asked for; the new descriptor is known to nobody else.
+        let fd = unsafe {
+            libc::accept4(self.listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        if fd >= 0 {
+            // SAFETY: see above.
+            self.guests.push(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+
+    /// Listens to connections that have not said hello.
+    pub(super) fn hear_guests(&mut self, ready: &[bool]) {
+        let mut index = 0;
+        for is_ready in ready {
+            if !is_ready {
+                index += 1;
+                continue;
+            }
+            let guest = &mut self.guests[index];
+            let received = guest.take();
+            match guest.next::<Request>() {
+                Some(Request::Hello { version: _, launch }) if launch == self.launch => {
+                    let guest = self.guests.remove(index);
+                    self.adopted_by(guest);
+                }
+                Some(_) => drop(self.guests.remove(index)),
+                None if received == Received::Closed => drop(self.guests.remove(index)),
+                None => index += 1,
+            }
+        }
+    }
+
+    /// From now on `host` gets the reports. The answer names this shim's version: the newer side speaks the older's language.
+    fn adopted_by(&mut self, host: Connection) {
+        let phase = match &self.state {
+            State::Running(Running { process, .. }) => Phase::Running(*process),
+            State::Leftovers(Leftovers { record: ExitRecord { process: Some(process), .. }, .. }) => {
+                Phase::Running(*process)
+            }
+            State::Ended(_) => Phase::Ended,
+            // Leftovers without a process do not exist: nothing ran then.
+            State::Leftovers(_) | State::Armed(_) | State::Changing => return,
+        };
+        // SAFETY: getpid has no precondition.
+        let shim_pid = unsafe { libc::getpid() };
+        host.send(&Report::Adopted { version: VERSION, launch: self.launch, shim_pid, phase });
+        if let State::Ended(ended) = &mut self.state {
+            host.send(&Report::Ended(Box::new(ended.record.clone())));
+            ended.sync_at = boottime_ns() + CONFIRM_NS;
+        }
+        self.host = Some(host);
+        // It may have said more already.
+        while let Some(request) = self.host.as_mut().and_then(Connection::next::<Request>) {
+            if self.obey(request) != Stay::Yes {
+                self.leave_soon();
+            }
+        }
+    }
+
+    /// The end was confirmed in the same breath as the hello.
+    fn leave_soon(&mut self) {
+        if let State::Ended(ended) = &mut self.state {
+            ended.sync_at = 0;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! From `go` to the running command.
+
+use std::fs::File;
+use std::io::Write;
+use std::mem;
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::OFlag;
+
+use super::state::{Running, Shim, State, Stay};
+use super::{GAVE_UP, failed, open, sync_directories};
+use crate::clock::Instant;
+use crate::launch::Started;
+use crate::processes;
+use crate::record::{ExitRecord, LaunchError, Status};
+use crate::wire::{Report, file};
+
+/// How long after the exec the mark `started` is made durable. A job that is over and confirmed before needs no mark, and the
+/// disk is left to the store in the moment in which it commits this start.
+const MARK_NS: u64 = 10_000_000;
+
+impl Shim {
+    /// Creates the mark, forks and executes. Once the mark is there this launch never starts anything again.
+    pub(super) fn go(&mut self, gpu_uuids: &[String]) -> Stay {
+        let go_at = Instant::now();
+        // A second `go` starts nothing.
+        if !matches!(self.state, State::Armed(_)) {
+            return Stay::Yes;
+        }
+        let State::Armed(command) = mem::replace(&mut self.state, State::Changing) else { return Stay::Yes };
+        let mark = match open(&self.directory, file::STARTED, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL) {
+            Ok(mark) => mark,
+            Err(error) => {
+                self.tell(&Report::Failed { message: failed("create", file::STARTED, error) });
+                return Stay::No(GAVE_UP);
+            }
+        };
+        match command.start(gpu_uuids) {
+            Ok(pid) => {
+                let at = Instant::now();
+                // The process is a zombie at worst: it was not waited for, so its stat can be read.
+                let start_time = processes::stat(pid).map_or(0, |stat| stat.start_time);
+                let process = Started { pid, start_time, at, go_at };
+                self.tell(&Report::Started(process));
+                let mark = Some((at.boottime_ns + MARK_NS, mark));
+                self.state = State::Running(Running { process, stopping: None, mark });
+            }
+            Err(error) => self.not_executed(error),
+        }
+        Stay::Yes
+    }
+
+    fn not_executed(&mut self, error: LaunchError) {
+        let record = ExitRecord {
+            launch: self.launch,
+            status: Status::LaunchError(error),
+            process: None,
+            ended: Instant::now(),
+            stopped_by: None,
+            clean: None,
+        };
+        let (second_at, written) = self.write_first(&record);
+        self.end(record, second_at, written, 0);
+    }
+}
+
+/// Makes the mark durable without keeping the shim from its duties: on a busy disk that takes a while, and a job may end in it.
+pub(super) fn make_durable(mut mark: File, directory: &OwnedFd) {
+    let Ok(directory) = directory.try_clone() else { return };
+    // Without a thread it is done here and now.
+    let work = move || {
+        // The mark is the file's being there. A power loss is the only thing that it guards against, and a disk that cannot
+        // write cannot be helped.
+        let _ = mark.flush();
+        let _ = mark.sync_all().and_then(|()| sync_directories(&directory));
+    };
+    drop(std::thread::Builder::new().stack_size(64 << 10).spawn(work));
+}

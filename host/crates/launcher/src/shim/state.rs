@@ -1,0 +1,150 @@
+//! What a shim is made of: its open files, its limits, and where its launch is.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use taxiway_job::LaunchId;
+
+use super::command::Command;
+use super::connection::Connection;
+use super::output::Output;
+use crate::launch::Started;
+use crate::processes::Ending;
+use crate::record::{ExitRecord, StoppedBy};
+use crate::wire::ShimPlan;
+
+/// One launch and everything that is open for it.
+pub(super) struct Shim {
+    pub(super) launch: LaunchId,
+    pub(super) directory: OwnedFd,
+    pub(super) _lock: File,
+    pub(super) record: File,
+    pub(super) listener: OwnedFd,
+    pub(super) signals: OwnedFd,
+    pub(super) timer: OwnedFd,
+    pub(super) output: Output,
+    pub(super) limits: Limits,
+    pub(super) state: State,
+    /// Who gets reports: the host that started this shim, or the last one that adopted it.
+    pub(super) host: Option<Connection>,
+    /// Connections that may become the host.
+    pub(super) guests: Vec<Connection>,
+}
+
+/// What stops a job.
+pub(super) struct Limits {
+    pub(super) time_limit_ns: Option<u64>,
+    pub(super) grace_ns: u64,
+    pub(super) stop_signal: i32,
+}
+
+pub(super) enum State {
+    /// The command waits for `go`.
+    Armed(Box<Command>),
+    /// Its process was started and has not been reaped.
+    Running(Running),
+    /// Its process has ended, leftovers have not.
+    Leftovers(Leftovers),
+    /// Nothing is left but to see the record safe.
+    Ended(Ended),
+    /// Only within a change of state.
+    Changing,
+}
+
+pub(super) struct Running {
+    pub(super) process: Started,
+    pub(super) stopping: Option<Stopping>,
+    /// When and what to make durable; none once that was begun.
+    pub(super) mark: Option<(u64, File)>,
+}
+
+/// A stop under way.
+pub(super) struct Stopping {
+    pub(super) by: StoppedBy,
+    pub(super) signal: i32,
+    pub(super) kill: Kill,
+}
+
+pub(super) enum Kill {
+    /// SIGKILL at this time.
+    At(u64),
+    /// SIGKILL was sent.
+    Sent(Killing),
+}
+
+#[derive(Default)]
+pub(super) struct Killing {
+    pub(super) ending: Ending,
+    pub(super) since: u64,
+    pub(super) reported: bool,
+}
+
+pub(super) struct Leftovers {
+    pub(super) record: ExitRecord,
+    pub(super) second_at: u64,
+    pub(super) written: bool,
+    pub(super) killing: Killing,
+}
+
+pub(super) struct Ended {
+    pub(super) record: ExitRecord,
+    pub(super) second_at: u64,
+    /// Whether the record is in the file, durable or not.
+    pub(super) written: bool,
+    /// When to make it durable.
+    pub(super) sync_at: u64,
+}
+
+/// Whether the shim stays.
+#[derive(PartialEq, Eq)]
+pub(super) enum Stay {
+    Yes,
+    /// Leaves with this exit status.
+    No(i32),
+}
+
+impl Shim {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the shim's open files, each of which failed with words of its own"
+    )]
+    pub(super) fn armed(
+        launch: LaunchId,
+        directory: OwnedFd,
+        lock: File,
+        record: File,
+        log: File,
+        listener: OwnedFd,
+        signals: OwnedFd,
+        timer: OwnedFd,
+        plan: ShimPlan,
+    ) -> Result<Self, String> {
+        let (output, write_end) =
+            Output::new(log, plan.log_max_size).map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let command = Command::new(&plan, write_end)?;
+        let limits = Limits {
+            time_limit_ns: plan.time_limit_ms.map(milliseconds),
+            grace_ns: milliseconds(plan.grace_ms),
+            stop_signal: plan.stop_signal,
+        };
+        Ok(Self {
+            launch,
+            directory,
+            _lock: lock,
+            record,
+            listener,
+            signals,
+            timer,
+            output,
+            limits,
+            state: State::Armed(Box::new(command)),
+            host: None,
+            guests: Vec::new(),
+        })
+    }
+}
+
+/// Milliseconds as nanoseconds.
+pub(super) fn milliseconds(milliseconds: u64) -> u64 {
+    milliseconds.saturating_mul(1_000_000)
+}

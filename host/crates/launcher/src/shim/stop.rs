@@ -1,0 +1,112 @@
+//! Stopping a job: the signal, the grace, the kill, and what is due when.
+
+use std::collections::HashSet;
+
+use super::LEFT;
+use super::end::RETRY_NS;
+use super::start::make_durable;
+use super::state::{Kill, Killing, Limits, Running, Shim, State, Stay, Stopping};
+use crate::clock::boottime_ns;
+use crate::processes::{self, UNKILLABLE_NS};
+use crate::record::StoppedBy;
+use crate::wire::Report;
+
+impl Shim {
+    /// Asks the job to stop. A second stop with the same signal only shortens the grace.
+    pub(super) fn stop(&mut self, by: StoppedBy, signal: i32, grace_ns: u64) {
+        let State::Running(running) = &mut self.state else { return };
+        let kill_at = boottime_ns().saturating_add(grace_ns);
+        let (first, kill_at) = match &running.stopping {
+            None => ((by, true), kill_at),
+            Some(Stopping { kill: Kill::Sent(_), .. }) => return,
+            Some(Stopping { by, signal: sent, kill: Kill::At(at) }) => ((*by, *sent != signal), kill_at.min(*at)),
+        };
+        let (by, send) = first;
+        running.stopping = Some(Stopping { by, signal, kill: Kill::At(kill_at) });
+        if send && grace_ns > 0 {
+            // SAFETY: the group is that of a child that has not been waited for, so its number is in use by nobody else. A
+            // stopped job has to be continued to get its signal.
+            unsafe {
+                libc::kill(-running.process.pid, signal);
+                libc::kill(-running.process.pid, libc::SIGCONT);
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn keep_time(&mut self) -> Stay {
+        let now = boottime_ns();
+        if let State::Running(running) = &self.state
+            && running.stopping.is_none()
+            && self.limits.deadline(running).is_some_and(|at| at <= now)
+        {
+            self.stop(StoppedBy::TimeLimit, self.limits.stop_signal, self.limits.grace_ns);
+        }
+        let mut unkillable = None;
+        match &mut self.state {
+            State::Running(running) => {
+                if let Some((at, _)) = running.mark
+                    && at <= now
+                    && let Some((_, mark)) = running.mark.take()
+                {
+                    make_durable(mark, &self.directory);
+                }
+                if let Some(stopping) = &mut running.stopping {
+                    if matches!(stopping.kill, Kill::At(at) if at <= now) {
+                        let mut killing = Killing { since: now, ..Killing::default() };
+                        killing.pass();
+                        stopping.kill = Kill::Sent(killing);
+                    }
+                    if let Kill::Sent(killing) = &mut stopping.kill {
+                        unkillable = killing.survivors(now);
+                    }
+                }
+            }
+            State::Leftovers(leftovers) => unkillable = leftovers.killing.survivors(now),
+            State::Ended(ended) if ended.sync_at <= now => {
+                let saved = Self::save(&self.record, ended, &self.directory);
+                if saved.is_ok() {
+                    return Stay::No(LEFT);
+                }
+                // A full disk: the record lives in this process and its answers until there is room.
+                ended.sync_at = now + RETRY_NS;
+            }
+            _ => {}
+        }
+        if let Some(pids) = unkillable {
+            self.tell(&Report::Unkillable { pids });
+        }
+        Stay::Yes
+    }
+}
+
+impl Limits {
+    /// When the time limit strikes.
+    pub(super) fn deadline(&self, running: &Running) -> Option<u64> {
+        self.time_limit_ns.map(|limit| running.process.at.boottime_ns.saturating_add(limit))
+    }
+}
+
+impl Killing {
+    /// Kills every descendant of this process that can be found.
+    pub(super) fn pass(&mut self) {
+        // SAFETY: getpid has no precondition.
+        let me = unsafe { libc::getpid() };
+        self.ending.pass(|| processes::descendants(me, &HashSet::new()));
+    }
+
+    /// What survives SIGKILL, once, when it has for long enough.
+    pub(super) fn survivors(&mut self, now: u64) -> Option<Vec<i32>> {
+        if self.report_at().is_none_or(|at| now < at) {
+            return None;
+        }
+        self.reported = true;
+        // SAFETY: getpid has no precondition.
+        let me = unsafe { libc::getpid() };
+        Some(processes::descendants(me, &HashSet::new()))
+    }
+
+    pub(super) fn report_at(&self) -> Option<u64> {
+        (!self.reported).then(|| self.since.saturating_add(UNKILLABLE_NS))
+    }
+}

@@ -1,0 +1,299 @@
+//! One call of one hook, under every limit: a place, a fresh store, a deadline, and an account of what happened.
+
+use crate::egress::Egress;
+use crate::plugin::{Body, Loaded, Plugin};
+use crate::quantity::{show_duration, show_size};
+use crate::state::{State, Trace};
+use crate::text;
+use crate::view::{CallError, Called, FailureKind, Hook};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
+use wasmtime::component::ResourceTableError;
+use wasmtime::{Store, Trap, UpdateDeadline};
+
+/// The longest message of a failure, in bytes.
+const MESSAGE_LIMIT: usize = 1024;
+
+/// Slices of one tick that a call may compute on the caller's threads before it moves to the lane. One tick can fall
+/// into any call, and a move costs a plugin of a few milliseconds more than it spares; eight hostile guests at once hold
+/// two threads for 16 ms.
+const SLICES_HERE: u32 = 4;
+
+/// How a call failed, before the plugin's name and wishes are put to it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub kind: FailureKind,
+    pub limit: Option<String>,
+    pub message: String,
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
+        Failure { kind, limit: None, message: message.into(), retry_after: None }
+    }
+
+    pub fn malformed(message: impl Into<String>) -> Failure {
+        Failure::new(FailureKind::MalformedOutput, message)
+    }
+
+    fn limited(kind: FailureKind, limit: String) -> Failure {
+        Failure { message: format!("it went over its limit: {limit}"), limit: Some(limit), kind, retry_after: None }
+    }
+}
+
+/// One call under way.
+pub(crate) struct Call<'a> {
+    plugin: &'a Plugin,
+    hook: &'static str,
+    started: Instant,
+    trace: Option<Arc<Trace>>,
+    dry_run: bool,
+    span: tracing::Span,
+}
+
+impl<'a> Call<'a> {
+    pub fn begin(plugin: &'a Plugin, hook: Hook, job: &str, dry_run: bool) -> Call<'a> {
+        let span = tracing::info_span!(
+            "plugin_call",
+            plugin = plugin.name(),
+            version = plugin.version(),
+            hook = hook.as_str(),
+            job,
+            dry_run
+        );
+        Call { plugin, hook: hook.as_str(), started: Instant::now(), trace: None, dry_run, span }
+    }
+
+    /// A call of `metadata`, which belongs to no job.
+    pub fn begin_metadata(plugin: &'a Plugin) -> Call<'a> {
+        let span = tracing::info_span!("plugin_call", plugin = plugin.name(), hook = "metadata");
+        Call { plugin, hook: "metadata", started: Instant::now(), trace: None, dry_run: true, span }
+    }
+
+    /// The loaded component, or the failure that stands in its place.
+    pub fn loaded(&self) -> Result<&'a Loaded, Failure> {
+        match &self.plugin.0.body {
+            Body::Loaded(loaded) => Ok(loaded),
+            Body::Broken(why) => Err(Failure::new(
+                FailureKind::NotLoaded,
+                format!("it was in force and cannot be loaded any more: {why}"),
+            )),
+        }
+    }
+
+    /// Runs `enter` on a fresh store, within `timeout` from the call's begin.
+    pub async fn run<T, F>(&mut self, timeout: Duration, enter: F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(Store<State>) -> BoxFuture<'static, wasmtime::Result<T>> + Send + 'static,
+    {
+        let span = self.span.clone();
+        self.run_in_span(timeout, enter).instrument(span).await
+    }
+
+    async fn run_in_span<T, F>(&mut self, timeout: Duration, enter: F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(Store<State>) -> BoxFuture<'static, wasmtime::Result<T>> + Send + 'static,
+    {
+        let loaded = self.loaded()?;
+        let runtime = &loaded.runtime;
+        let deadline = self.started + timeout;
+        let trace = Arc::new(Trace::new(&runtime.limits));
+        self.trace = Some(trace.clone());
+
+        let places = match timeout_at(deadline, places(loaded)).await {
+            Ok(places) => places,
+            Err(_) => {
+                let limit = format!("{} calls at a time", runtime.limits.parallel);
+                let message = format!("all its places were taken for {} ({limit})", show_duration(timeout));
+                return Err(Failure { limit: Some(limit), ..Failure::new(FailureKind::Busy, message) });
+            }
+        };
+        let ticking = runtime.ticker.live();
+        let mut state = fresh_state(loaded, self.dry_run, trace.clone());
+        let read = loaded.read.clone();
+        let engine = runtime.engine.clone();
+        let limits = runtime.limits.clone();
+        let guest = async move {
+            // Given back when the store is gone, also when that is after the caller was answered.
+            let _held = (places, ticking);
+            if !read.is_empty() {
+                state = tokio::task::spawn_blocking(move || state.open_directories(&read).map(|()| state)).await??;
+            }
+            let mut store = Store::new(&engine, state);
+            store.limiter(|state| &mut state.limiter);
+            store.set_hostcall_fuel(usize::try_from(limits.transfer).unwrap_or(usize::MAX));
+            store.set_max_component_handles(limits.resources);
+            store.set_epoch_deadline(1);
+            let mut slices = 0;
+            store.epoch_deadline_callback(move |store| {
+                slices += 1;
+                if slices == SLICES_HERE {
+                    store.data().trace.busy.store(true, Ordering::Relaxed);
+                }
+                Ok(UpdateDeadline::Yield(1))
+            });
+            enter(store).await
+        };
+        let on_lane = runtime.lane.run(guest.boxed(), &trace.busy);
+        match timeout_at(deadline, AssertUnwindSafe(on_lane).catch_unwind()).await {
+            Ok(Ok(Ok(Ok(answer)))) => Ok(answer),
+            Ok(Ok(Ok(Err(error)))) => Err(classify(&error, loaded, &trace)),
+            Ok(Ok(Err(_)) | Err(_)) => {
+                tracing::error!("the host panicked in a plugin's call");
+                Err(Failure::new(FailureKind::HostPanic, "the service itself failed in this call; its log says more"))
+            }
+            Err(_) => Err(Failure::limited(FailureKind::Timeout, format!("timeout of {}", show_duration(timeout)))),
+        }
+    }
+
+    /// Closes the account: counts, logs, and names the plugin in the failure.
+    pub fn end<T>(self, result: Result<T, Failure>) -> Called<T> {
+        let _entered = self.span.enter();
+        let duration = self.started.elapsed();
+        self.plugin.0.stats.record(duration, result.is_err());
+        let secrets = match &self.plugin.0.body {
+            Body::Loaded(loaded) => Some(&loaded.secrets),
+            Body::Broken(_) => None,
+        };
+        let log = match (&self.trace, secrets) {
+            (Some(trace), Some(secrets)) => trace.output.lines(secrets),
+            _ => Vec::new(),
+        };
+        for line in &log {
+            match line.source {
+                "error" => tracing::error!(target: "taxiway::plugin", "{}", line.text),
+                "warn" => tracing::warn!(target: "taxiway::plugin", "{}", line.text),
+                "debug" => tracing::debug!(target: "taxiway::plugin", "{}", line.text),
+                "trace" => tracing::trace!(target: "taxiway::plugin", "{}", line.text),
+                source => tracing::info!(target: "taxiway::plugin", source, "{}", line.text),
+            }
+        }
+        let peak_memory_bytes = self.trace.as_ref().map_or(0, |trace| trace.peak_memory.load(Ordering::Relaxed));
+        let result = result.map_err(|failure| {
+            let message = match secrets {
+                Some(secrets) => text::clean(&secrets.redact(&failure.message), MESSAGE_LIMIT),
+                None => text::clean(&failure.message, MESSAGE_LIMIT),
+            };
+            tracing::warn!(
+                kind = failure.kind.as_str(),
+                duration_ms = duration.as_millis(),
+                "plugin failed: {message}"
+            );
+            CallError {
+                plugin: self.plugin.name().to_owned(),
+                version: self.plugin.version().to_owned(),
+                kind: failure.kind,
+                limit: failure.limit,
+                message,
+                on_error: self.plugin.on_error(),
+                retry_after: failure.retry_after,
+            }
+        });
+        if result.is_ok() {
+            tracing::debug!(hook = self.hook, duration_us = duration.as_micros(), peak_memory_bytes, "plugin answered");
+        }
+        Called { result, duration, peak_memory_bytes, log }
+    }
+
+    /// What the guest failed with by its own account.
+    pub fn hook_error(&self, error: &crate::bindings::types::HookError) -> Failure {
+        let code = text::clean_code(&error.code);
+        let mut message = format!("{code}: {}", error.message);
+        if let Some(denied) = self.trace.as_ref().and_then(|trace| trace.denied()) {
+            message.push_str(&format!(" (the service had refused {denied})"));
+        }
+        Failure {
+            kind: FailureKind::HookError { code },
+            limit: None,
+            message,
+            retry_after: error.retry_after_ms.map(Duration::from_millis),
+        }
+    }
+}
+
+fn fresh_state(loaded: &Loaded, dry_run: bool, trace: Arc<Trace>) -> State {
+    let egress = Egress::new(loaded.policy.clone(), dry_run, trace.clone());
+    State::new(&loaded.runtime.limits, loaded.memory, loaded.settings.clone(), loaded.secrets.clone(), egress, trace)
+}
+
+/// A place among the plugin's own calls, then one among all: a plugin with many calls waits for itself first.
+async fn places(loaded: &Loaded) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    let own = place(&loaded.places).await?;
+    let shared = place(&loaded.runtime.places).await?;
+    Some((own, shared))
+}
+
+/// None only for a closed semaphore, and these are never closed.
+async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    match places.clone().try_acquire_owned() {
+        Ok(place) => Some(place),
+        Err(_) => places.clone().acquire_owned().await.ok(),
+    }
+}
+
+/// Names what the guest died of.
+fn classify(error: &wasmtime::Error, loaded: &Loaded, trace: &Trace) -> Failure {
+    let limits = &loaded.runtime.limits;
+    if trace.out_of_memory.load(Ordering::Relaxed) {
+        return Failure::limited(FailureKind::Memory, format!("memory of {}", show_size(loaded.memory)));
+    }
+    if trace.out_of_tables.load(Ordering::Relaxed) {
+        return Failure::limited(FailureKind::Resources, format!("{} table elements", limits.table_elements));
+    }
+    if matches!(error.downcast_ref::<ResourceTableError>(), Some(ResourceTableError::Full)) {
+        return Failure::limited(FailureKind::Resources, format!("{} resources", limits.resources));
+    }
+    // The rest of wasmtime's limits have no types, only texts; a changed text costs the name of the limit, and a test
+    // for each notices.
+    let whole = format!("{error:#}");
+    if whole.contains("fuel allocated for hostcalls") {
+        return Failure::limited(
+            FailureKind::Transfer,
+            format!("{} in one call between plugin and service", show_size(limits.transfer)),
+        );
+    }
+    if whole.contains("resource limit exceeded") || whole.contains("handle") && whole.contains("limit") {
+        let limit = text::clean(&error.root_cause().to_string(), 200);
+        return Failure::limited(FailureKind::Resources, limit);
+    }
+    if whole.contains("requested len") && whole.contains("exceeds limit") {
+        return Failure::limited(
+            FailureKind::Resources,
+            format!("{} of random bytes at a time", show_size(limits.random)),
+        );
+    }
+    if let Some(denied) = trace.denied() {
+        return Failure::new(FailureKind::HttpDenied, format!("it failed after the service had refused {denied}"));
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::StackOverflow) => Failure {
+            limit: Some("call stack".to_owned()),
+            ..Failure::new(FailureKind::Trap, "its call stack is exhausted")
+        },
+        Some(Trap::UnreachableCodeReached) => Failure::new(
+            FailureKind::Trap,
+            format!("it panicked or aborted ({}){}", Trap::UnreachableCodeReached, last_words(loaded, trace)),
+        ),
+        Some(trap) => Failure::new(FailureKind::Trap, format!("it trapped: {trap}")),
+        None => Failure::new(FailureKind::Trap, format!("it broke off: {}", error.root_cause())),
+    }
+}
+
+/// The last line on standard error, where Rust, Python and JavaScript say what went wrong.
+fn last_words(loaded: &Loaded, trace: &Trace) -> String {
+    let lines = trace.output.lines(&loaded.secrets);
+    lines
+        .iter()
+        .rfind(|line| line.source == "stderr" && !line.text.is_empty())
+        .map_or_else(String::new, |line| format!(": {}", line.text))
+}

@@ -1,0 +1,234 @@
+//! Compiled code on disk, by content, wasmtime version and settings.
+
+use super::COMPILER_ARGUMENT;
+use crate::folder;
+use crate::limits::Limits;
+use crate::quantity::{show_duration, show_size};
+use crate::text;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// Compiled components kept: some versions of some dozen plugins.
+const MOST_FILES: usize = 256;
+
+/// The cache, and the one compiler at a time.
+pub struct Cache {
+    folder: PathBuf,
+    compiler: PathBuf,
+    engine: Engine,
+    limits: Arc<Limits>,
+    /// Code from another engine or other settings has another name.
+    settings: u64,
+    compiling: Mutex<()>,
+}
+
+/// The right to compile. There is one.
+pub struct Turn<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
+
+/// Why there is no compiled code.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The compiler refuses the component.
+    #[error("{0}")]
+    Refused(String),
+    /// The compiler was ended at its time limit.
+    #[error("compiling took longer than {}", show_duration(*.0))]
+    TooSlow(std::time::Duration),
+    /// The compiler died, most likely of its memory limit.
+    #[error("the compiler ended with {status} (it may use {}){said}", show_size(*.memory))]
+    Died {
+        /// How the process ended.
+        status: String,
+        /// Its memory limit in bytes.
+        memory: u64,
+        /// What it said before, if anything.
+        said: String,
+    },
+    /// A file or process could not be handled.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> CacheError {
+    move |source| CacheError::Io { what, source }
+}
+
+impl Cache {
+    /// Opens the folder, which must be the service's alone; makes it if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made, or others can write to it.
+    pub fn open(
+        folder: &Path,
+        compiler: &Path,
+        engine: Engine,
+        limits: Arc<Limits>,
+    ) -> Result<Cache, folder::FolderError> {
+        folder::private(folder)?;
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        let cache = Cache {
+            folder: folder.to_owned(),
+            compiler: compiler.to_owned(),
+            engine,
+            limits,
+            settings: hasher.finish(),
+            compiling: Mutex::new(()),
+        };
+        cache.sweep();
+        Ok(cache)
+    }
+
+    /// The compiled component with this digest, if it is there.
+    pub async fn find(&self, sha256: &str) -> Option<Component> {
+        let path = self.path(sha256);
+        let engine = self.engine.clone();
+        // A failed or panicked read is a miss: it is compiled again.
+        tokio::task::spawn_blocking(move || load(&engine, &path)).await.ok().flatten()
+    }
+
+    /// Waits until no other component is being compiled.
+    pub async fn turn(&self) -> Turn<'_> {
+        Turn(self.compiling.lock().await)
+    }
+
+    /// Compiles the component with this digest.
+    ///
+    /// Cancel-safe: dropping the future ends the compiler.
+    pub async fn compile(&self, _turn: &Turn<'_>, sha256: &str, component: Vec<u8>) -> Result<Component, CacheError> {
+        let input = Leftover(self.folder.join(format!("{sha256}.{}.wasm", std::process::id())));
+        let output = Leftover(self.folder.join(format!("{sha256}.{}.new", std::process::id())));
+        let (from, to) = (input.0.clone(), output.0.clone());
+        tokio::task::spawn_blocking(move || {
+            remove(&to)?;
+            remove(&from)?;
+            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&from)?;
+            std::io::Write::write_all(&mut file, &component)
+        })
+        .await
+        .map_err(|error| io("hand the component to the compiler")(std::io::Error::other(error)))?
+        .map_err(io("hand the component to the compiler"))?;
+
+        self.run_compiler(&input.0, &output.0).await?;
+        let path = self.path(sha256);
+        std::fs::rename(&output.0, &path).map_err(io("keep the compiled code"))?;
+        self.find(sha256).await.ok_or_else(|| {
+            CacheError::Refused("the compiled code does not load; the service's log says more".to_owned())
+        })
+    }
+
+    async fn run_compiler(&self, input: &Path, output: &Path) -> Result<(), CacheError> {
+        let limit = self.limits.compile_timeout;
+        let mut child = Command::new(&self.compiler)
+            .arg(COMPILER_ARGUMENT)
+            .arg(input)
+            .arg(output)
+            .arg(self.limits.compile_memory.to_string())
+            // Code generation runs on several cores: processor time goes by faster than the wall clock's.
+            .arg((limit.as_secs().max(1) * 4).to_string())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(io("start the compiler"))?;
+        let mut said = Vec::new();
+        let stderr = child.stderr.take();
+        let finished = async {
+            if let Some(stderr) = stderr {
+                // A refusal is some hundred bytes; a stranger's names may make it longer.
+                stderr.take(16 << 10).read_to_end(&mut said).await?;
+            }
+            child.wait().await
+        };
+        let status = match tokio::time::timeout(limit, finished).await {
+            Ok(status) => status.map_err(io("wait for the compiler"))?,
+            Err(_) => return Err(CacheError::TooSlow(limit)),
+        };
+        let said = text::clean(String::from_utf8_lossy(&said).trim(), 1000);
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(1) if !said.is_empty() => Err(CacheError::Refused(said)),
+            _ => Err(CacheError::Died {
+                status: status.to_string(),
+                memory: self.limits.compile_memory,
+                said: if said.is_empty() { said } else { format!(": {said}") },
+            }),
+        }
+    }
+
+    fn path(&self, sha256: &str) -> PathBuf {
+        self.folder.join(format!("{sha256}-{:016x}.cwasm", self.settings))
+    }
+
+    /// Removes what an earlier process left half done, and the oldest beyond the number kept. Best effort.
+    fn sweep(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
+        let mut kept: Vec<(SystemTime, PathBuf)> = Vec::new();
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let written = entry.metadata().and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            match path.extension().and_then(|extension| extension.to_str()) {
+                // Younger ones may be in use: `taxiway plugin test` shares the folder with the service.
+                Some("wasm" | "new") if written + self.limits.compile_timeout < SystemTime::now() => {
+                    drop(std::fs::remove_file(&path))
+                }
+                Some("cwasm") => kept.push((written, path)),
+                _ => {}
+            }
+        }
+        kept.sort();
+        let surplus = kept.len().saturating_sub(MOST_FILES);
+        for (_, path) in kept.drain(..surplus) {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+fn load(engine: &Engine, path: &Path) -> Option<Component> {
+    if !path.exists() {
+        return None;
+    }
+    // SAFETY: the file must be what `precompile_component` of this engine made, unchanged while it is mapped. The folder
+    // is the service's own with mode 0700, checked when the cache was opened; a file gets this name only by a rename,
+    // after the compiler's fsync, and is never written again. The header's version and settings are checked by wasmtime.
+    match unsafe { Component::deserialize_file(engine, path) } {
+        Ok(component) => Some(component),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = format!("{error:#}"), "cached code does not load and is compiled again");
+            None
+        }
+    }
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A file that is gone when the work on it is over, however it ended.
+struct Leftover(PathBuf);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        // Renamed away, or swept at the next start.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

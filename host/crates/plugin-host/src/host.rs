@@ -1,0 +1,223 @@
+//! The plugin host as the service holds it.
+
+use crate::compile::Cache;
+use crate::folder::{self, FolderError};
+use crate::limits::Limits;
+use crate::load::{Ingredients, LoadError, Loading, Origin, Places, READERS, load};
+use crate::loader::Loader;
+use crate::manifest::Manifest;
+use crate::plugin::Plugin;
+use crate::registry::{Entry, Registry};
+use crate::remembered::Remembered;
+use crate::runtime::{Runtime, RuntimeError};
+use crate::status::PluginStatus;
+use crate::tls::{CaFileError, Tls};
+use crate::view::{Hook, Stage};
+use crate::watch::FolderWatch;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
+
+/// A component that is part of the service: compiled when a manifest asks for it with `bundled = "NAME"`.
+#[derive(Debug, Clone, Copy)]
+pub struct Bundled {
+    /// The name in manifests.
+    pub name: &'static str,
+    /// The component, as built.
+    pub component: &'static [u8],
+}
+
+/// What the host is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where components and manifests are dropped. Made if missing.
+    pub plugins_dir: PathBuf,
+    /// Compiled code and the set in force. Made if missing; only the service's user may enter it.
+    pub cache_dir: PathBuf,
+    /// PEM roots for plugins' TLS, in place of the platform's.
+    pub ca_file: Option<PathBuf>,
+    /// Limits of calls and loads.
+    pub limits: Limits,
+    /// Components that are part of the service.
+    pub bundled: &'static [Bundled],
+    /// The program that is run as `PROGRAM plugin-compiler …`: the service's own, whose `main` calls
+    /// [`dispatch_compiler`](crate::dispatch_compiler). Best `/proc/self/exe`: it is this very program also after an
+    /// upgrade has put another file in its place.
+    pub compiler: PathBuf,
+}
+
+/// Why the host does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A folder is not the service's.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// `plugins.ca_file` is of no use.
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
+    /// The engine does not start.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The folder cannot be watched.
+    #[error("cannot watch {folder}: {source}; raise fs.inotify.max_user_watches and max_user_instances")]
+    Watch {
+        /// The plugins folder.
+        folder: PathBuf,
+        /// The system's answer.
+        source: notify::Error,
+    },
+}
+
+/// Why [`open`] has no plugin.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The host's own parts do not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The plugin does not load; [`LoadError::advice`] says what to do.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// The plugins in force. A handle: clones are the same host, and the last one dropped ends it.
+#[derive(Clone)]
+pub struct PluginHost(Arc<Running>);
+
+struct Running {
+    registry: Arc<Registry>,
+    loader: JoinHandle<()>,
+    _watch: FolderWatch,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.loader.abort();
+    }
+}
+
+impl PluginHost {
+    /// Checks the folders and begins to watch. The first scan goes on in the background: see [`PluginHost::ready`].
+    ///
+    /// # Errors
+    /// When the host cannot work at all. A broken plugin is no such error.
+    pub async fn start(options: Options) -> Result<PluginHost, StartError> {
+        let folder = options.plugins_dir.clone();
+        let (ingredients, remembered) = prepare(options).await?;
+        let changed = Arc::new(Notify::new());
+        let watching = FolderWatch::begin(&folder, changed.clone())
+            .map_err(|source| StartError::Watch { folder: folder.clone(), source })?;
+        let registry = Arc::new(Registry::new());
+        let loader = Loader::new(folder, ingredients, registry.clone(), remembered);
+        let loader = tokio::spawn(loader.run(changed));
+        Ok(PluginHost(Arc::new(Running { registry, loader, _watch: watching })))
+    }
+
+    /// Waits for the first scan: after it everything that lay in the folder is in force or has its error.
+    pub async fn ready(&self) {
+        let mut settled = self.0.registry.settled();
+        // An error means that the registry is gone, which this handle keeps.
+        let _ = settled.wait_for(|settled| *settled).await;
+    }
+
+    /// Every plugin of the folder, by name.
+    pub fn plugins(&self) -> Vec<PluginStatus> {
+        self.0.registry.entries().iter().map(Entry::status).collect()
+    }
+
+    /// The plugins to call, by `order`, then name. `stage` counts for validators; `profile` is the job's. A plugin that
+    /// was in force and cannot be loaded any more is among them: its calls fail.
+    pub fn in_force(&self, hook: Hook, stage: Option<Stage>, profile: Option<&str>) -> Vec<Plugin> {
+        let entries = self.0.registry.entries();
+        let concerned = entries
+            .iter()
+            .filter_map(|entry| entry.in_force.as_ref())
+            .filter(|plugin| plugin.concerns(hook, stage, profile));
+        let mut plugins: Vec<Plugin> = concerned.cloned().collect();
+        // Entries are by name, and the sort keeps that order among equals.
+        plugins.sort_by_key(Plugin::order);
+        plugins
+    }
+
+    /// The plugin of this name, if it is in force: what a stored delivery names.
+    pub fn plugin(&self, name: &str) -> Option<Plugin> {
+        self.0.registry.entries().iter().find(|entry| entry.name == name)?.in_force.clone()
+    }
+
+    /// A number that changes whenever the set in force changes.
+    pub fn generation(&self) -> u64 {
+        *self.0.registry.generation().borrow()
+    }
+
+    /// The same number, as an event.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.registry.generation()
+    }
+
+    /// An event for everything that [`PluginHost::plugins`] may show differently, errors too; calls are not counted.
+    pub fn status_changes(&self) -> watch::Receiver<u64> {
+        self.0.registry.statuses()
+    }
+}
+
+/// Loads one component outside the folder, through the same code path and under the same limits: for `taxiway plugin
+/// check` and `test`. Nothing is put in force.
+///
+/// # Errors
+/// When it does not load; [`LoadError::advice`] says what to do.
+pub async fn open(
+    options: Options,
+    component: &Path,
+    manifest: Option<&Path>,
+) -> Result<(Plugin, PluginStatus), OpenError> {
+    let (ingredients, _) = prepare(options).await?;
+    let limits = &ingredients.runtime.limits;
+    let stem = |path: &Path| path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let name = stem(manifest.unwrap_or(component));
+    let manifest = match manifest {
+        None => Manifest::default(),
+        Some(path) => {
+            let text = folder::read(path, limits.manifest).map_err(LoadError::from)?;
+            Manifest::parse(&String::from_utf8_lossy(&text))
+                .map_err(|source| LoadError::Manifest { file: name.clone(), source })?
+        }
+    };
+    let origin = match &manifest.bundled {
+        Some(bundled) => Origin::Bundled(bundled.clone()),
+        None => Origin::File(component.to_owned()),
+    };
+    let kept = Places::new(&ingredients.runtime);
+    let new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::default()).await?;
+    let entry = Entry {
+        name,
+        manifest: Arc::new(manifest),
+        in_force: Some(new.plugin.clone()),
+        grants: new.grants,
+        summary: new.summary,
+        warnings: new.warnings,
+        error: None,
+        loading: None,
+        kept,
+    };
+    Ok((new.plugin, entry.status()))
+}
+
+async fn prepare(options: Options) -> Result<(Ingredients, Remembered), StartError> {
+    let prepared = tokio::task::spawn_blocking(move || -> Result<_, StartError> {
+        folder::trusted(&options.plugins_dir)?;
+        let tls = Tls::new(options.ca_file.as_deref())?;
+        let runtime = Runtime::start(options.limits, tls)?;
+        let cache = Cache::open(&options.cache_dir, &options.compiler, runtime.engine.clone(), runtime.limits.clone())?;
+        let remembered = Remembered::read(&options.cache_dir);
+        Ok((
+            Ingredients {
+                runtime: Arc::new(runtime),
+                cache: Arc::new(cache),
+                bundle: options.bundled,
+                reading: Arc::new(Semaphore::new(READERS)),
+            },
+            remembered,
+        ))
+    });
+    prepared.await.unwrap_or_else(|error| Err(RuntimeError::Engine(error.to_string()).into()))
+}

@@ -1,0 +1,8 @@
+//! From files in a folder to a plugin in force, or to an error that says what to do.
+
+mod component;
+mod error;
+mod one;
+
+pub use error::LoadError;
+pub(crate) use one::{Ingredients, Loading, NewPlugin, Origin, Places, READERS, load};

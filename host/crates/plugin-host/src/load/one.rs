@@ -1,0 +1,242 @@
+//! Loading one plugin: read, check, compile, link, ask. Nothing here touches what is in force.
+
+use super::{LoadError, component};
+use crate::compile::Cache;
+use crate::digest;
+use crate::egress::Policy;
+use crate::folder;
+use crate::grant::Grants;
+use crate::host::Bundled;
+use crate::manifest::{Manifest, SecretSource, settings_as_json};
+use crate::plugin::{Body, Inner, Loaded, Plugin, Terms, Timeouts};
+use crate::runtime::Runtime;
+use crate::secret::Secrets;
+use crate::stats::Stats;
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Semaphore;
+use wasmtime::component::Component;
+
+/// The components that are part of the service.
+pub(crate) type Bundle = &'static [Bundled];
+
+/// What every load needs.
+#[derive(Clone)]
+pub(crate) struct Ingredients {
+    pub runtime: Arc<Runtime>,
+    pub cache: Arc<Cache>,
+    pub bundle: Bundle,
+    pub reading: Arc<Semaphore>,
+}
+
+/// Components that are read at the same time: they are up to 64 MiB each.
+pub(crate) const READERS: usize = 4;
+
+/// Where a component comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    File(PathBuf),
+    Bundled(String),
+}
+
+/// What a plugin keeps over all its versions.
+#[derive(Clone)]
+pub(crate) struct Places {
+    pub stats: Arc<Stats>,
+    pub places: Arc<Semaphore>,
+}
+
+impl Places {
+    pub fn new(runtime: &Runtime) -> Places {
+        Places { stats: Arc::default(), places: Arc::new(Semaphore::new(runtime.limits.parallel.max(1))) }
+    }
+}
+
+/// A load under way, as others see it.
+#[derive(Debug, Default)]
+pub(crate) struct Loading {
+    pub compiling: AtomicBool,
+}
+
+/// A plugin that is ready to be put in force.
+pub(crate) struct NewPlugin {
+    pub plugin: Plugin,
+    pub grants: Grants,
+    pub summary: String,
+    pub warnings: Vec<String>,
+}
+
+/// Loads one plugin, up to and including its `metadata`.
+pub(crate) async fn load(
+    ingredients: &Ingredients,
+    name: &str,
+    manifest: &Manifest,
+    origin: &Origin,
+    kept: &Places,
+    loading: &Loading,
+) -> Result<NewPlugin, LoadError> {
+    let runtime = &ingredients.runtime;
+    let sha256 = {
+        let _one_of_few = ingredients.reading.acquire().await.map_err(|error| LoadError::Inside(error.to_string()))?;
+        let (bytes, sha256) = read(ingredients, origin).await?;
+        component::sniff(&bytes)?;
+        sha256
+    };
+    if let Some(pin) = &manifest.sha256
+        && pin.0 != sha256
+    {
+        return Err(LoadError::Digest { found: sha256, wanted: pin.0.clone() });
+    }
+    let compiled = match ingredients.cache.find(&sha256).await {
+        Some(found) => found,
+        None => compile(ingredients, origin, &sha256, loading).await?,
+    };
+    let linked = {
+        let runtime = runtime.clone();
+        blocking(move || component::link(&runtime, &compiled)).await??
+    };
+    let secrets = {
+        let sources = manifest.secrets.clone();
+        let directories: Vec<PathBuf> = manifest.read.iter().map(|path| path.0.clone()).collect();
+        blocking(move || {
+            for path in directories {
+                if let Err(error) = std::fs::read_dir(&path) {
+                    return Err(LoadError::Directory { path: path.display().to_string(), why: error.to_string() });
+                }
+            }
+            read_secrets(sources)
+        })
+        .await??
+    };
+    let secrets = Arc::new(secrets);
+    let grants = Grants {
+        http: manifest.http.clone(),
+        allow_private: manifest.allow_private.clone(),
+        read: manifest.read.iter().map(|path| path.0.clone()).collect(),
+        env: manifest.env.clone(),
+        secrets: secrets.names().map(str::to_owned).collect(),
+    };
+    let policy = Arc::new(Policy {
+        plugin: name.to_owned(),
+        hosts: grants.http.clone(),
+        allow_private: grants.allow_private.clone(),
+        limits: runtime.limits.clone(),
+        secrets: secrets.clone(),
+        tls: runtime.tls.clone(),
+    });
+    let mut terms = Terms {
+        name: name.to_owned(),
+        version: sha256[..12].to_owned(),
+        sha256,
+        hooks: linked.names(),
+        order: manifest.order,
+        stages: manifest.stages.clone(),
+        profiles: manifest.profiles.clone(),
+        mode: manifest.mode,
+        on_error: manifest.on_error,
+    };
+    let settings: Arc<str> = settings_as_json(&manifest.settings).to_string().into();
+    let loaded = || Loaded {
+        runtime: runtime.clone(),
+        hooks: linked.clone(),
+        timeout: Timeouts::new(&runtime.limits, manifest.timeout),
+        memory: manifest.memory.unwrap_or(runtime.limits.memory),
+        settings: settings.clone(),
+        secrets: secrets.clone(),
+        policy: policy.clone(),
+        read: grants.read.clone(),
+        env: grants.env.clone(),
+        places: kept.places.clone(),
+    };
+    // Its metadata is called before the version is known, and is not among its calls for jobs.
+    let candidate =
+        Plugin(Arc::new(Inner { terms: terms.clone(), stats: Arc::default(), body: Body::Loaded(Box::new(loaded())) }));
+    let description =
+        candidate.describe().await.map_err(|error| LoadError::Metadata(Box::new(error)))?.unwrap_or_default();
+    if !description.setting_errors.is_empty() {
+        return Err(LoadError::Settings(description.setting_errors));
+    }
+    if !description.version.is_empty() {
+        terms.version = description.version;
+    }
+    let plugin = Plugin(Arc::new(Inner { terms, stats: kept.stats.clone(), body: Body::Loaded(Box::new(loaded())) }));
+    Ok(NewPlugin { plugin, grants, summary: description.summary, warnings: description.setting_warnings })
+}
+
+/// Compiles the component when its turn has come. It is read again for that: many may wait, and each is up to 64 MiB.
+async fn compile(
+    ingredients: &Ingredients,
+    origin: &Origin,
+    sha256: &str,
+    loading: &Loading,
+) -> Result<Component, LoadError> {
+    let turn = ingredients.cache.turn().await;
+    if let Some(found) = ingredients.cache.find(sha256).await {
+        return Ok(found);
+    }
+    loading.compiling.store(true, Ordering::Relaxed);
+    let (bytes, now) = read(ingredients, origin).await?;
+    if now != sha256 {
+        return Err(LoadError::Changed);
+    }
+    let compiled = ingredients.cache.compile(&turn, sha256, bytes.into_owned()).await;
+    loading.compiling.store(false, Ordering::Relaxed);
+    Ok(compiled?)
+}
+
+async fn read(ingredients: &Ingredients, origin: &Origin) -> Result<(Cow<'static, [u8]>, String), LoadError> {
+    match origin {
+        Origin::Bundled(name) => {
+            let Some(bundled) = ingredients.bundle.iter().find(|bundled| bundled.name == name) else {
+                let known = ingredients.bundle.iter().map(|bundled| bundled.name).collect();
+                return Err(LoadError::NoBundled { name: name.clone(), known });
+            };
+            Ok((Cow::Borrowed(bundled.component), digest::sha256(bundled.component)))
+        }
+        Origin::File(path) => {
+            let (path, limit) = (path.clone(), ingredients.runtime.limits.component);
+            blocking(move || -> Result<_, LoadError> {
+                let bytes = folder::read(&path, limit)?;
+                let sha256 = digest::sha256(&bytes);
+                Ok((Cow::Owned(bytes), sha256))
+            })
+            .await?
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, LoadError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| LoadError::Inside(error.to_string()))
+}
+
+/// A secret is a token or a key, not a file of data.
+const SECRET_LIMIT: u64 = 64 << 10;
+
+fn read_secrets(sources: std::collections::BTreeMap<String, SecretSource>) -> Result<Secrets, LoadError> {
+    let mut named = Vec::new();
+    for (name, source) in sources {
+        let value = match &source {
+            SecretSource::Env(variable) => std::env::var(variable).map_err(|error| format!("{variable}: {error}")),
+            SecretSource::File(path) => read_secret_file(path),
+        };
+        match value {
+            Ok(value) => named.push((name, value)),
+            Err(why) => return Err(LoadError::Secret { name, why }),
+        }
+    }
+    Ok(Secrets::new(named))
+}
+
+fn read_secret_file(path: &std::path::Path) -> Result<String, String> {
+    let bytes = folder::read(path, SECRET_LIMIT).map_err(|error| error.to_string())?;
+    let mut text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}

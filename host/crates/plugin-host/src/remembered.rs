@@ -1,0 +1,71 @@
+//! The set in force, remembered over restarts: a plugin that guarded the queue yesterday must not be missing today
+//! because its file is damaged.
+
+use crate::plugin::Terms;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+const FILE: &str = "in-force.json";
+
+/// The file, and what it holds.
+pub struct Remembered {
+    folder: PathBuf,
+    terms: BTreeMap<String, Terms>,
+}
+
+impl Remembered {
+    /// Reads the file. A damaged one is told of and counts as empty: it is written whole or not at all, so this needs a
+    /// person's hand or a failing disk.
+    pub fn read(folder: &Path) -> Remembered {
+        let path = folder.join(FILE);
+        let terms = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice::<Vec<Terms>>(&text).unwrap_or_else(|error| {
+                tracing::error!(path = %path.display(), %error, "the set of plugins in force cannot be read; broken plugins do not reject jobs until they load again");
+                Vec::new()
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the set of plugins in force cannot be read");
+                Vec::new()
+            }
+        };
+        Remembered {
+            folder: folder.to_owned(),
+            terms: terms.into_iter().map(|terms| (terms.name.clone(), terms)).collect(),
+        }
+    }
+
+    /// Moves it to where it may block, and leaves an empty one behind.
+    pub fn take(&mut self) -> Remembered {
+        Remembered { folder: self.folder.clone(), terms: std::mem::take(&mut self.terms) }
+    }
+
+    /// What was in force under this name.
+    pub fn get(&self, name: &str) -> Option<&Terms> {
+        self.terms.get(name)
+    }
+
+    /// Whether this is what the file holds.
+    pub fn is(&self, terms: &BTreeMap<String, Terms>) -> bool {
+        self.terms == *terms
+    }
+
+    /// Puts a new set on disk, whole or not at all. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one stays.
+    pub fn write(&mut self, terms: BTreeMap<String, Terms>) -> std::io::Result<()> {
+        let text = serde_json::to_vec_pretty(&terms.values().collect::<Vec<_>>())?;
+        let new = self.folder.join(format!("{FILE}.new"));
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&new, self.folder.join(FILE))?;
+        File::open(&self.folder)?.sync_all()?;
+        self.terms = terms;
+        Ok(())
+    }
+}

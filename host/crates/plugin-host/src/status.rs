@@ -1,0 +1,73 @@
+//! What `GET /api/v1/plugins`, `taxiway plugin list` and the dashboard show of a plugin.
+
+use crate::grant::Grants;
+use crate::view::{Hook, Mode, OnError, Stage};
+use serde::Serialize;
+
+/// Where a plugin stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PluginState {
+    /// It is being read, linked and asked for its metadata.
+    Loading,
+    /// Its component is being compiled.
+    Compiling,
+    /// It is called. With an error beside it: an older version is, because the newest does not load.
+    InForce,
+    /// It does not load. If it was in force before a restart, its calls fail by `on_error`.
+    Failed,
+    /// Its manifest says `enabled = false`.
+    Disabled,
+}
+
+/// Why the newest version is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PluginError {
+    /// What is wrong.
+    pub message: String,
+    /// What can be done about it.
+    pub advice: String,
+}
+
+/// One plugin, in force or not.
+#[derive(Debug, Clone, Serialize)]
+pub struct PluginStatus {
+    /// The name of its manifest, or else of its file.
+    pub name: String,
+    /// Where it stands.
+    pub state: PluginState,
+    /// The hooks of the version in force.
+    pub hooks: Vec<Hook>,
+    /// The version in force.
+    pub version: Option<String>,
+    /// The SHA-256 of the version in force, in hexadecimal.
+    pub sha256: Option<String>,
+    /// One line by its author.
+    pub summary: String,
+    /// What it is granted.
+    pub grants: Grants,
+    /// Whether its verdicts count.
+    pub mode: Mode,
+    /// Rewriters run in this order, lower first, then by name.
+    pub order: i64,
+    /// When its validator judges.
+    pub stages: Vec<Stage>,
+    /// The profiles whose jobs it sees; none: all.
+    pub profiles: Option<Vec<String>>,
+    /// What its failure means for the job.
+    pub on_error: OnError,
+    /// Why the newest version is not in force.
+    pub error: Option<PluginError>,
+    /// What its metadata finds odd in its settings.
+    pub warnings: Vec<String>,
+    /// Calls since the service's start, over all versions.
+    pub calls: u64,
+    /// Those that failed.
+    pub failures: u64,
+    /// The time of all calls together, in seconds.
+    pub seconds: f64,
+    /// The time in seconds that half of the calls took at most; none before the first.
+    pub p50_seconds: Option<f64>,
+    /// The time in seconds that 99 of 100 calls took at most; none before the first.
+    pub p99_seconds: Option<f64>,
+}

@@ -1,0 +1,289 @@
+//! Files come, change, break and go; the service says what it made of them.
+
+use crate::bench::{Bench, PATIENCE, job, submission, until, validators};
+use crate::guest::Guest;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+use taxiway_plugin_host::{FailureKind, OnError, OpenError, PluginHost, PluginState, StartError, open};
+
+fn harmless() -> Vec<u8> {
+    Guest::harmless().build()
+}
+
+fn loud(message: &str) -> Vec<u8> {
+    Guest::saying(1, 0, "", message).build()
+}
+
+async fn verdict(host: &PluginHost) -> String {
+    let plugins = validators(host);
+    assert_eq!(plugins.len(), 1);
+    plugins[0].validate(&job(), &submission()).await.result.unwrap()[0].message.clone()
+}
+
+#[tokio::test]
+async fn a_plugin_is_dropped_in_replaced_broken_and_removed_without_a_restart() {
+    let bench = Bench::new();
+    let host = bench.host().await;
+    assert!(host.plugins().is_empty());
+
+    let started = Instant::now();
+    bench.put("guard.wasm", loud("one"));
+    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    println!("active {:?} after it was dropped in, compiling included", started.elapsed());
+    assert_eq!(verdict(&host).await, "one");
+
+    let generation = host.generation();
+    let old = validators(&host).remove(0);
+    bench.put("guard.wasm", loud("two"));
+    until(&host, "guard", |status| status.is_some_and(|status| status.sha256.as_deref() != Some(old.sha256()))).await;
+    assert_eq!(verdict(&host).await, "two");
+    assert_ne!(host.generation(), generation);
+    assert_eq!(
+        old.validate(&job(), &submission()).await.result.unwrap()[0].message,
+        "one",
+        "calls in flight finish on the old one"
+    );
+
+    bench.put("guard.wasm", "garbage");
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    let status = host.plugins().remove(0);
+    assert_eq!(status.state, PluginState::InForce);
+    let error = status.error.unwrap();
+    assert!(error.message.contains("not WebAssembly") && error.advice.contains("copied whole"), "{error:?}");
+    assert_eq!(verdict(&host).await, "two");
+
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    until(&host, "guard", |status| status.is_none()).await;
+    assert!(validators(&host).is_empty());
+}
+
+#[tokio::test]
+async fn a_plugin_that_was_in_force_and_is_broken_after_a_restart_still_rejects() {
+    let bench = Bench::with("guard.wasm", harmless());
+    bench.put("guard.toml", "on_error = \"hold\"");
+    drop(bench.host().await);
+    bench.put("guard.wasm", "garbage");
+
+    let host = bench.host().await;
+    assert_eq!(host.plugins()[0].state, PluginState::Failed);
+    let error = validators(&host)[0].validate(&job(), &submission()).await.result.unwrap_err();
+    assert_eq!((error.kind, error.on_error), (FailureKind::NotLoaded, OnError::Hold));
+
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    std::fs::remove_file(bench.path("guard.toml")).unwrap();
+    until(&host, "guard", |status| status.is_none()).await;
+    drop(host);
+    bench.put("guard.wasm", "garbage");
+    assert!(validators(&bench.host().await).is_empty(), "what was removed is forgotten");
+}
+
+#[tokio::test]
+async fn a_plugin_that_never_loaded_is_not_in_force() {
+    let host = Bench::with("bad.wasm", "garbage").host().await;
+    assert_eq!(host.plugins()[0].state, PluginState::Failed);
+    assert!(validators(&host).is_empty());
+}
+
+#[tokio::test]
+async fn every_unusable_file_gets_its_own_advice() {
+    let whole = harmless();
+    let wrong_types = r#"(component (core module $m (func (export "f"))) (core instance $i (instantiate $m)) (func $f (canon lift (core func $i "f")))
+        (instance $v (export "validate" (func $f))) (export "taxiway:plugin/validate@0.1.0" (instance $v)))"#;
+    let empty_interface = r#"(component (instance $v) (export "taxiway:plugin/validate@0.1.0" (instance $v)))"#;
+    for (name, content, message, advice) in [
+        ("module", wat::parse_str("(module)").unwrap(), "core WebAssembly module", "wasm32-wasip2"),
+        ("garbage", b"hello".to_vec(), "not WebAssembly", "copied whole"),
+        ("empty", Vec::new(), "empty", "copied whole"),
+        ("elf", b"\x7fELF123456".to_vec(), "compiled code", "the .wasm component"),
+        ("truncated", whole[..whole.len() / 2].to_vec(), "compiling failed", "copy it again"),
+        ("hookless", wat::parse_str("(component)").unwrap(), "exports none of", "Export taxiway:plugin/validate"),
+        ("typed", wat::parse_str(wrong_types).unwrap(), "does not have the types", "unchanged"),
+        ("missing", wat::parse_str(empty_interface).unwrap(), "does not have the types", "unchanged"),
+        (
+            "stranger",
+            wat::parse_str(r#"(component (import "acme:tools/magic@1.0.0" (instance (export "cast" (func)))))"#)
+                .unwrap(),
+            "imports `acme:tools/magic@1.0.0`",
+            "nothing else",
+        ),
+        (
+            "newer",
+            wat::parse_str(wrong_types.replace("@0.1.0", "@0.2.0")).unwrap(),
+            "built for taxiway:plugin@0.2.0, this server speaks taxiway:plugin@0.1.0",
+            "Rebuild",
+        ),
+        (
+            "hungry",
+            wat::parse_str(r#"(component (import "taxiway:plugin/host@0.1.9" (instance (export "fly" (func)))))"#)
+                .unwrap(),
+            "built for taxiway:plugin@0.1.9, this server speaks taxiway:plugin@0.1.0",
+            "Rebuild",
+        ),
+    ] {
+        let bench = Bench::with(&format!("{name}.wasm"), content);
+        let error = bench.host().await.plugins().remove(0).error.unwrap_or_else(|| panic!("{name} loads"));
+        assert!(error.message.contains(message), "{name}: {error:?}");
+        assert!(error.advice.contains(advice), "{name}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_component_of_the_same_track_loads() {
+    let text = Guest::harmless().wat().replace("@0.1.0", "@0.1.7");
+    let bench = Bench::with("later.wasm", wat::parse_str(text).unwrap());
+    let (_host, plugin) = bench.plugin().await;
+    assert_eq!(plugin.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_file_over_the_limit_is_not_read() {
+    let bench = Bench::new();
+    let file = std::fs::File::create(bench.path("huge.wasm")).unwrap();
+    file.set_len(200 << 20).unwrap();
+    let error = bench.host().await.plugins().remove(0).error.unwrap();
+    assert!(error.message.contains("209715200 bytes"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_component_that_takes_too_long_to_compile_is_given_up() {
+    let body: String = (0..60_000)
+        .map(|i| format!("(local.set $x (i64.add (i64.mul (local.get $x) (i64.const {i})) (local.get $x)))"))
+        .collect();
+    let mut bench =
+        Bench::with("slow.wasm", Guest::harmless().fields(&format!("(func (local $x i64) {body})")).build());
+    bench.limits.compile_timeout = Duration::from_millis(20);
+    let error = bench.host().await.plugins().remove(0).error.unwrap();
+    assert!(error.message.contains("longer than 20 ms"), "{error:?}");
+    assert!(error.advice.contains("compile_timeout"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_manifest_decides_order_stage_profile_and_mode() {
+    let bench = Bench::with("a.wasm", harmless());
+    bench.put("b.wasm", harmless());
+    bench.put("b.toml", "order = -1\nmode = \"observe\"\nstages = [\"submit\", \"launch\"]");
+    bench.put("c.toml", "component = \"a.wasm\"\nprofiles = [\"training\"]");
+    bench.put("d.toml", "component = \"a.wasm\"\nenabled = false");
+    let host = bench.host().await;
+    let names = |stage, profile| {
+        let plugins = host.in_force(taxiway_plugin_host::Hook::Validate, Some(stage), profile);
+        plugins.iter().map(|plugin| plugin.name().to_owned()).collect::<Vec<_>>()
+    };
+    use taxiway_plugin_host::Stage;
+    assert_eq!(names(Stage::Submit, None), ["b"], "a serves c and d and is no plugin of its own");
+    assert_eq!(names(Stage::Submit, Some("training")), ["b", "c"]);
+    assert_eq!(names(Stage::Launch, Some("training")), ["b"]);
+    let states: Vec<_> = host.plugins().iter().map(|status| (status.name.clone(), status.state)).collect();
+    assert!(states.contains(&("d".into(), PluginState::Disabled)), "{states:?}");
+}
+
+#[tokio::test]
+async fn a_broken_manifest_keeps_the_old_version_and_names_the_line() {
+    let bench = Bench::with("guard.wasm", harmless());
+    let host = bench.host().await;
+    bench.put("guard.toml", "enabled = true\ntimeot = \"1s\"\n");
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    let error = host.plugins().remove(0).error.unwrap();
+    assert_eq!(error.message, "guard.toml, line 2: unknown key `timeot`; did you mean `timeout`?");
+    assert_eq!(validators(&host).len(), 1);
+}
+
+#[tokio::test]
+async fn a_removed_component_is_gone_also_when_its_manifest_stays() {
+    let bench = Bench::with("guard.wasm", harmless());
+    bench.put("guard.toml", "order = 1");
+    let host = bench.host().await;
+    assert_eq!(validators(&host).len(), 1);
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::Failed)).await;
+    assert!(validators(&host).is_empty());
+    assert!(host.plugins()[0].error.as_ref().unwrap().message.contains("no guard.wasm"));
+}
+
+#[tokio::test]
+async fn a_pinned_digest_must_match() {
+    let bench = Bench::with("guard.wasm", harmless());
+    bench.put("guard.toml", format!("sha256 = \"{}\"", "0".repeat(64)));
+    let error = bench.host().await.plugins().remove(0).error.unwrap();
+    assert!(error.message.contains("SHA-256"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_folder_that_others_can_write_is_refused_with_the_command_that_mends_it() {
+    let bench = Bench::new();
+    std::fs::set_permissions(bench.folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = PluginHost::start(bench.options()).await.err().expect("refused");
+    assert!(matches!(error, StartError::Folder(_)) && error.to_string().contains("chmod go-w"), "{error}");
+}
+
+#[tokio::test]
+async fn compiled_code_is_taken_from_the_cache() {
+    let bench = Bench::with("guard.wasm", harmless());
+    drop(bench.host().await);
+    let mut options = bench.options();
+    options.compiler = "/nonexistent/compiler".into();
+    let host = PluginHost::start(options).await.unwrap();
+    tokio::time::timeout(PATIENCE, host.ready()).await.unwrap();
+    assert_eq!(host.plugins()[0].state, PluginState::InForce, "{:?}", host.plugins());
+}
+
+#[tokio::test]
+async fn fifty_plugins_load_from_a_warm_cache() {
+    let bench = Bench::new();
+    for i in 0..50 {
+        bench.put(&format!("p{i:02}.wasm"), harmless());
+    }
+    drop(bench.host().await);
+    let started = Instant::now();
+    let host = bench.host().await;
+    println!("50 plugins from a warm cache: {:?}", started.elapsed());
+    assert!(host.plugins().iter().all(|status| status.state == PluginState::InForce));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replacing_a_plugin_under_load_fails_no_call() {
+    let bench = Bench::with("guard.wasm", loud("a"));
+    let host = bench.host().await;
+    let versions = [loud("a"), loud("b")];
+    bench.put("guard.wasm", &versions[1]);
+    until(&host, "guard", |status| status.is_some_and(|s| s.sha256.as_deref() == Some(&digest(&versions[1])))).await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let caller = tokio::spawn({
+        let (host, stop) = (host.clone(), stop.clone());
+        async move {
+            let mut calls = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let plugins = validators(&host);
+                assert_eq!(plugins.len(), 1);
+                plugins[0].validate(&job(), &submission()).await.result.unwrap();
+                calls += 1;
+            }
+            calls
+        }
+    });
+    for i in 0..10 {
+        let version = &versions[i % 2];
+        bench.put("guard.wasm", version);
+        until(&host, "guard", |status| status.is_some_and(|s| s.sha256.as_deref() == Some(&digest(version)))).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(caller.await.unwrap() > 10);
+}
+
+fn digest(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
+
+#[tokio::test]
+async fn a_component_outside_the_folder_opens_through_the_same_path() {
+    let bench = Bench::new();
+    let file = bench.cache.path().join("mine.wasm");
+    std::fs::write(&file, harmless()).unwrap();
+    let (plugin, status) = open(bench.options(), &file, None).await.unwrap();
+    assert_eq!((plugin.name(), status.state), ("mine", PluginState::InForce));
+    assert_eq!(plugin.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+    std::fs::write(&file, "garbage").unwrap();
+    let Err(OpenError::Load(error)) = open(bench.options(), &file, None).await else { panic!("opens") };
+    assert!(error.advice().contains("copied whole"));
+}

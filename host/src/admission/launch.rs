@@ -1,0 +1,77 @@
+//! The last look at a job, just before its start.
+
+use serde_json::Value;
+use taxiway_job::{Failure, FailureClass, Job, Problem, Severity, Verdict};
+use taxiway_plugin_host::{Context, GpuView, Hook, JobView, Stage};
+
+use super::course::{Course, PLUGIN_FAILED};
+use super::{Admission, details, job_details, validate};
+use crate::queue::LaunchVerdict;
+
+/// What plugins say of a job that is about to start.
+#[derive(Debug, Clone)]
+pub struct LaunchJudgement {
+    /// Whether it may.
+    pub verdict: LaunchVerdict,
+    /// What each plugin said.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Admission {
+    /// Whether any plugin judges jobs of this profile just before their start. Cheap.
+    #[must_use]
+    pub fn has_launch_stage(&self, profile: Option<&str>) -> bool {
+        !self.0.hooks.in_force(Hook::Validate, Stage::Launch, profile).is_empty()
+    }
+
+    /// Has the validators of the launch stage judge the next in line. `gpus` are those that it is about to get.
+    pub async fn judge_launch(&self, job: &Job, gpus: Vec<GpuView>) -> LaunchJudgement {
+        self.0.hooks.ready().await;
+        let validators = self.0.hooks.in_force(Hook::Validate, Stage::Launch, job.spec.profile.as_deref());
+        if validators.is_empty() {
+            return LaunchJudgement { verdict: LaunchVerdict::Accept, verdicts: Vec::new() };
+        }
+        let view = JobView {
+            id: job.id.to_string(),
+            name: job.spec.name.clone(),
+            attempt: job.attempt,
+            config: Value::Object(job.config.clone()),
+            details: job_details(job.id, &job.spec, job.attempt, &job.submitted_by, &self.0.jobs_dir),
+        };
+        let context = Context { stage: Stage::Launch, dry_run: false, gpus, details: details::context_details() };
+        let mut course = Course::new(Stage::Launch, Vec::new());
+        validate::run(&mut course, &validators, &view, &context).await;
+        let verdict = match (errors_as_failure(&course.problems), course.take_failure()) {
+            (Some(failure), _) => LaunchVerdict::Reject(failure),
+            (None, Some(failure)) => LaunchVerdict::Reject(Failure {
+                class: FailureClass::Preflight,
+                message: format!("{failure}; it was asked just before the start"),
+                evidence: Some(format!(
+                    "{PLUGIN_FAILED}: {}",
+                    failure.limit.as_deref().unwrap_or(failure.kind.as_str())
+                )),
+            }),
+            (None, None) => course.hold.map_or(LaunchVerdict::Accept, LaunchVerdict::Hold),
+        };
+        LaunchJudgement { verdict, verdicts: course.verdicts }
+    }
+}
+
+/// One failure for all errors: the first in full, the number of the others.
+fn errors_as_failure(problems: &[Problem]) -> Option<Failure> {
+    let mut errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let first = errors.next()?;
+    let others = match errors.count() {
+        0 => String::new(),
+        1 => "; 1 more problem was found".to_owned(),
+        count => format!("; {count} more problems were found"),
+    };
+    Some(Failure {
+        class: FailureClass::Preflight,
+        message: format!("plugin `{}` refused the job just before its start: {}{others}", first.plugin, first.message),
+        evidence: Some(match first.path.as_str() {
+            "" => first.code.clone(),
+            path => format!("{} at {path}", first.code),
+        }),
+    })
+}

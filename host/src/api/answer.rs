@@ -1,0 +1,178 @@
+//! Answers: JSON, and refusals as problem+json (RFC 9457).
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use taxiway_job::{Problem, Severity};
+
+use super::wire::ProblemDocument;
+use crate::admission::Refusal;
+use crate::queue::QueueError;
+use crate::store::StoreError;
+
+/// A request that is not carried out. It is answered as problem+json.
+#[derive(Debug)]
+pub(super) struct Refused(Box<ProblemDocument>);
+
+impl Refused {
+    /// A refusal with this status, code (kebab-case, stable) and sentence.
+    pub(super) fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
+        let mut title = code.replace('-', " ");
+        title[..1].make_ascii_uppercase();
+        Self(Box::new(ProblemDocument {
+            kind: format!("urn:taxiway:problem:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            code: code.to_owned(),
+            ..ProblemDocument::default()
+        }))
+    }
+
+    /// No such thing.
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", detail)
+    }
+
+    /// The query, path or headers say something that is not understood.
+    pub(super) fn invalid_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
+    }
+
+    /// The submission is refused for these problems.
+    pub(super) fn problems(code: &str, problems: Vec<Problem>) -> Self {
+        let errors: Vec<&Problem> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
+        let detail = match errors.as_slice() {
+            [only] => only.message.clone(),
+            several => format!("the job has {} problems", several.len()),
+        };
+        let mut refused = Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail);
+        refused.0.problems = problems;
+        refused
+    }
+
+    /// The document.
+    pub(super) fn document(&self) -> &ProblemDocument {
+        &self.0
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        // Made from a StatusCode in `new`.
+        StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut response = (status, Json(&*self.0)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::DuplicateExternalId => {
+                Self::new(StatusCode::CONFLICT, "duplicate-external-id", "another job has this external_id")
+            }
+            StoreError::Full => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "disk-full",
+                "the disk that holds the database is full, so nothing was stored; free some space and try again",
+            ),
+            StoreError::Unavailable(_) => {
+                tracing::error!(%error, "a request could not be carried out");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", error.to_string())
+            }
+            StoreError::Conflict(_) => {
+                tracing::error!(%error, "a request could not be carried out");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "internal",
+                    "Taxiway made a mistake and changed nothing; its log says more",
+                )
+            }
+            StoreError::Stopped => stopping(),
+        }
+    }
+}
+
+impl From<QueueError> for Refused {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::NotFound(_) => Self::not_found(error.to_string()),
+            QueueError::Illegal { state, .. } => {
+                let mut refused = Self::new(StatusCode::CONFLICT, "illegal-state", error.to_string());
+                refused.0.state = Some(state);
+                refused
+            }
+            QueueError::TooManyGpus { .. } => {
+                Self::problems("rejected", vec![problem("", "too-many-gpus", error.to_string())])
+            }
+            QueueError::Store(error) => error.into(),
+            QueueError::Stopping => stopping(),
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Problems { problems, .. } => Self::problems("rejected", problems),
+            Refusal::PluginFailed(failure) => {
+                let mut refused = Self::new(StatusCode::SERVICE_UNAVAILABLE, "plugin-failed", failure.to_string());
+                refused.0.plugin = Some(failure.plugin);
+                refused.0.limit = failure.limit;
+                refused
+            }
+        }
+    }
+}
+
+/// A problem that the service itself finds.
+pub(super) fn problem(path: &str, code: &str, message: impl Into<String>) -> Problem {
+    Problem {
+        plugin: "taxiway".to_owned(),
+        severity: Severity::Error,
+        path: path.to_owned(),
+        code: code.to_owned(),
+        message: message.into(),
+        help: None,
+    }
+}
+
+fn stopping() -> Refused {
+    Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "stopping",
+        "the service is stopping; the same request will work when it is back",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_a_stable_type_and_a_code() {
+        let refused = Refused::not_found("there is no job x");
+        assert_eq!(refused.document().kind, "urn:taxiway:problem:not-found");
+        assert_eq!(refused.document().title, "Not found");
+        let response = refused.into_response();
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+    }
+
+    #[test]
+    fn a_full_disk_is_507_and_a_missing_token_names_its_scheme() {
+        assert_eq!(Refused::from(StoreError::Full).status(), StatusCode::INSUFFICIENT_STORAGE);
+        let response = Refused::new(StatusCode::UNAUTHORIZED, "unauthorized", "no").into_response();
+        assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
+    }
+}

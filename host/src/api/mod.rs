@@ -1,0 +1,45 @@
+//! The HTTP API (DESIGN §8 and §9): who may ask, what they may ask, and how it is answered.
+//!
+//! [`Server`] listens and hands each request to one entry of the table in [`routes`]. Before its handler runs, [`gate`] has
+//! checked the `Host`, where the request comes from, and whether the caller's [`Scope`](crate::store::Scope) suffices.
+//! Handlers parse the body into a type of [`wire`], ask the service's rooms, and answer with a type of [`wire`] or a
+//! [`Refused`](answer::Refused), which becomes problem+json. Nothing here knows SQL or wasm.
+
+mod answer;
+mod body;
+mod connection;
+mod gate;
+mod hosts;
+mod listen;
+mod openapi;
+mod routes;
+pub mod socket;
+mod submission;
+mod token;
+pub mod wire;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+pub use listen::{BindError, Server};
+pub use token::{TokenError, ensure_admin_token};
+
+use crate::service::Service;
+
+/// What every handler shares.
+struct Api {
+    /// The service whose API this is.
+    service: Arc<Service>,
+    /// Names that requests may use for it.
+    hosts: hosts::Hosts,
+    /// Tokens that have been seen and were good.
+    tokens: token::Tokens,
+    /// Bodies of more than 16 MiB that may be in memory at a time.
+    large_bodies: tokio::sync::Semaphore,
+    /// Cancelled when the service stops: streams end then.
+    stop: CancellationToken,
+}
+
+/// What handlers take as their state.
+type State = axum::extract::State<Arc<Api>>;

@@ -1,0 +1,234 @@
+//! `GET /openapi.json`: the API as OpenAPI 3.1, made from the table of routes, so that no route is left out.
+
+use axum::Json;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use taxiway_job::State;
+
+use super::routes::{ROUTES, Route};
+
+pub(super) async fn document() -> Response {
+    let mut response = Json(describe()).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+fn describe() -> Value {
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method] = operation(route);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Taxiway",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Lines up GPU jobs, checks each one before it takes off, and launches them one after another.",
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas(),
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let parameters: Vec<Value> = in_path
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+        .chain(route.query.iter().map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}})))
+        .collect();
+    let (status, content) = match (route.path, route.answer) {
+        ("/api/v1/jobs", Some(name)) if route.method == "post" => ("201", schema_content(name)),
+        (_, Some(name)) => ("200", schema_content(name)),
+        ("/api/v1/jobs/{id}/log", None) => ("200", json!({"text/plain": {}, "text/event-stream": {}})),
+        ("/api/v1/events", None) => ("200", json!({"text/event-stream": {}})),
+        _ => ("200", json!({"application/json": {}})),
+    };
+    let mut responses = Map::new();
+    responses.insert(status.to_owned(), json!({"description": route.summary, "content": content}));
+    responses.insert(
+        "default".to_owned(),
+        json!({
+            "description": "A problem (RFC 9457)",
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }),
+    );
+    let mut operation = json!({"summary": route.summary, "parameters": parameters, "responses": responses});
+    let body = match route.path {
+        "/api/v1/jobs" if route.method == "post" => Some("Submission"),
+        "/api/training/execute" => Some("Execute"),
+        _ => None,
+    };
+    if let Some(body) = body {
+        operation["requestBody"] = json!({"required": true, "content": schema_content(body)});
+    }
+    if body == Some("Submission") {
+        operation["responses"]["200"] =
+            json!({"description": "The verdict of a dry run", "content": schema_content("Verdict")});
+    }
+    if let Some(scope) = route.scope {
+        operation["security"] = json!([{"token": []}]);
+        operation["x-scope"] = json!(scope);
+    }
+    operation
+}
+
+fn schema_content(name: &str) -> Value {
+    json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}})
+}
+
+fn schemas() -> Value {
+    let states: Vec<&str> = State::ALL.iter().map(|state| state.as_str()).collect();
+    let text = || json!({"type": "string"});
+    let may_be_text = || json!({"type": ["string", "null"]});
+    let time = || json!({"type": ["string", "null"], "format": "date-time"});
+    let texts = || json!({"type": "array", "items": {"type": "string"}});
+    let duration = || json!({"type": ["string", "number", "null"], "description": "\"2h30m\", or seconds"});
+    let submission = json!({
+        "command": {"type": ["array", "null"], "items": {"type": "string"}, "description": "argv; required unless there is a profile"},
+        "profile": may_be_text(),
+        "config": {"type": ["object", "null"], "description": "the training configuration that plugins see and rewrite"},
+        "config_format": {"enum": ["json", "yaml", "toml", null]},
+        "name": may_be_text(),
+        "labels": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+        "cwd": may_be_text(),
+        "env": {"type": ["object", "null"], "description": "values are texts or {\"secret\": \"…\"}"},
+        "gpus": {"type": ["integer", "null"], "minimum": 0},
+        "priority": {"type": ["integer", "null"], "minimum": -100, "maximum": 100},
+        "time_limit": duration(),
+        "grace": duration(),
+        "external_id": {"type": ["string", "null"], "maxLength": 128},
+        "hold": {"type": ["boolean", "null"]},
+    });
+    let job = json!({
+        "id": {"type": "string", "format": "uuid"},
+        "name": text(),
+        "state": {"enum": states},
+        "position": {"type": ["integer", "null"], "minimum": 1},
+        "attempt": {"type": "integer", "minimum": 1},
+        "profile": may_be_text(),
+        "command": texts(),
+        "cwd": may_be_text(),
+        "env": {"type": "object"},
+        "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        "gpus": {"type": "integer"},
+        "priority": {"type": "integer"},
+        "after": texts(),
+        "time_limit": {"type": ["number", "null"], "description": "seconds"},
+        "grace": {"type": "number", "description": "seconds"},
+        "external_id": may_be_text(),
+        "config_format": {"enum": ["json", "yaml", "toml"]},
+        "config": {"type": "object"},
+        "submitted_config": {"type": "object"},
+        "rewrites": {"type": "array", "items": {"type": "object"}},
+        "warnings": {"type": "array", "items": {"$ref": "#/components/schemas/Finding"}},
+        "reason": {"type": ["object", "null"], "properties": {"code": text(), "message": text()}},
+        "submitted_at": time(),
+        "queued_at": time(),
+        "started_at": time(),
+        "finished_at": time(),
+        "submitted_by": text(),
+        "exit": {"type": "object", "properties": {"code": {"type": ["integer", "null"]}, "signal": {"type": ["integer", "null"]}}},
+        "failure": {"type": ["object", "null"]},
+        "progress": {"type": ["object", "null"]},
+        "gpu_uuids": texts(),
+        "usage": {"type": ["object", "null"]},
+        "handover": {"type": ["object", "null"]},
+    });
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    json!({
+        "Submission": {"type": "object", "additionalProperties": false, "properties": submission},
+        "Job": {"type": "object", "properties": job},
+        "Page": {"type": "object", "properties": {"items": {"type": "array"}, "next_cursor": may_be_text()}},
+        "Queue": {"type": "object", "properties": {
+            "mode": {"enum": ["run", "paused", "draining"]},
+            "running": {"type": "array", "items": reference("Job")},
+            "queued": {"type": "integer"},
+            "held": {"type": "integer"},
+        }},
+        "Verdict": {"type": "object", "properties": {
+            "accepted": {"type": "boolean"},
+            "problems": {"type": "array", "items": reference("Finding")},
+            "config": {"type": "object"},
+            "rewrites": {"type": "array", "items": {"type": "object"}},
+        }},
+        "Finding": {"type": "object", "properties": {
+            "plugin": text(),
+            "severity": {"enum": ["error", "warning", "info"]},
+            "path": {"type": "string", "format": "json-pointer"},
+            "code": text(),
+            "message": text(),
+            "help": may_be_text(),
+        }},
+        "Problem": {"type": "object", "properties": {
+            "type": {"type": "string", "format": "uri"},
+            "title": text(),
+            "status": {"type": "integer"},
+            "detail": text(),
+            "code": text(),
+            "problems": {"type": "array", "items": reference("Finding")},
+            "plugin": text(),
+            "limit": text(),
+            "state": {"enum": states},
+        }},
+        "Health": {"type": "object", "properties": {"status": text(), "version": text()}},
+        "Execute": {"type": "object", "required": ["config"], "properties": {
+            "config": {"type": "object"},
+            "execution_id": may_be_text(),
+            "user_id": {"type": ["string", "number", "null"]},
+            "name": may_be_text(),
+            "dataset_path": may_be_text(),
+            "dataset_content": may_be_text(),
+        }},
+        "Executed": {"type": "object", "properties": {"job_id": text(), "status": text(), "message": text()}},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::wire::{Job, Submission, job_tests};
+    use super::*;
+    use crate::config::keys_of;
+    use crate::queue::Standing;
+    use crate::store::Scope;
+
+    #[test]
+    fn every_route_is_described_and_every_reference_leads_somewhere() {
+        let document = describe();
+        for route in ROUTES {
+            assert!(document["paths"][route.path][route.method].is_object(), "{} {}", route.method, route.path);
+            if let Some(name) = route.answer {
+                assert!(document["components"]["schemas"][name].is_object(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_probes_and_this_description_are_open_to_everybody() {
+        let open: Vec<&str> = ROUTES.iter().filter(|route| route.scope.is_none()).map(|route| route.path).collect();
+        assert_eq!(open, ["/health", "/healthz", "/readyz", "/openapi.json"]);
+        assert!(ROUTES.iter().all(|route| route.method == "get" || route.scope >= Some(Scope::Submit)));
+    }
+
+    #[test]
+    fn the_schemas_have_every_field_of_a_submission_and_of_a_job() {
+        let schemas = schemas();
+        let described = |name: &str| -> BTreeSet<String> {
+            let fields = schemas[name]["properties"].as_object().expect("an object");
+            fields.keys().cloned().collect()
+        };
+        let fields: BTreeSet<String> = keys_of::<Submission>().iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(described("Submission"), fields);
+        let job = job_tests::queued_job();
+        let written = serde_json::to_value(Job::new(&job, &Standing::default())).expect("JSON");
+        let fields: BTreeSet<String> = written.as_object().expect("an object").keys().cloned().collect();
+        assert_eq!(described("Job"), fields);
+    }
+}

@@ -1,0 +1,107 @@
+//! Every route: one table, from which the router and `/openapi.json` are made.
+
+mod events;
+mod execute;
+mod jobs;
+mod log;
+mod operate;
+mod plugins;
+mod probes;
+mod queue;
+mod submit;
+mod training;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+
+use super::answer::Refused;
+use super::gate::{self, Gate};
+use super::{Api, openapi};
+use crate::store::Scope;
+
+/// One method of one path.
+pub(super) struct Route {
+    /// `get` or `post`.
+    pub(super) method: &'static str,
+    /// With `{parameters}` as axum and OpenAPI spell them.
+    pub(super) path: &'static str,
+    /// What the caller must be allowed to do; none: open to everybody.
+    pub(super) scope: Option<Scope>,
+    /// What it does, in a line.
+    pub(super) summary: &'static str,
+    /// Names of the query's parameters.
+    pub(super) query: &'static [&'static str],
+    /// Name of the schema of the answer in `/openapi.json`; none when it is not JSON of ours.
+    pub(super) answer: Option<&'static str>,
+    handler: fn() -> MethodRouter<Arc<Api>>,
+}
+
+impl Route {
+    /// Probes know the service by its address alone.
+    fn any_host(&self) -> bool {
+        matches!(self.path, "/healthz" | "/readyz")
+    }
+}
+
+const READ: Option<Scope> = Some(Scope::Read);
+const SUBMIT: Option<Scope> = Some(Scope::Submit);
+const OPERATE: Option<Scope> = Some(Scope::Operate);
+
+macro_rules! route {
+    ($method:ident $path:literal, $scope:expr, $handler:path, [$($query:literal)*] -> $answer:expr, $summary:literal) => {
+        Route {
+            method: stringify!($method),
+            path: $path,
+            scope: $scope,
+            summary: $summary,
+            query: &[$($query),*],
+            answer: $answer,
+            handler: || $method($handler),
+        }
+    };
+}
+
+/// All of them.
+#[rustfmt::skip]
+pub(super) static ROUTES: &[Route] = &[
+    route!(post "/api/v1/jobs", SUBMIT, submit::submit, ["dry_run"] -> Some("Job"), "Submit a job, or ask what would become of it"),
+    route!(get "/api/v1/jobs", READ, jobs::list, ["state" "label" "name" "profile" "external_id" "id" "sort" "limit" "cursor"] -> Some("Page"), "List jobs"),
+    route!(get "/api/v1/jobs/{id}", READ, jobs::one, [] -> Some("Job"), "One job"),
+    route!(get "/api/v1/jobs/{id}/log", READ, log::log, ["follow"] -> None, "The log: whole, a range of it, or as it grows"),
+    route!(post "/api/v1/jobs/{id}/cancel", SUBMIT, operate::cancel, [] -> Some("Job"), "Cancel a job"),
+    route!(post "/api/v1/jobs/{id}/hold", SUBMIT, operate::hold, [] -> Some("Job"), "Take a queued job out of the line"),
+    route!(post "/api/v1/jobs/{id}/release", SUBMIT, operate::release, [] -> Some("Job"), "Put a held job back into the line"),
+    route!(get "/api/v1/queue", READ, queue::summary, [] -> Some("Queue"), "The queue in a few numbers, and what runs"),
+    route!(post "/api/v1/queue/pause", OPERATE, queue::pause, [] -> Some("Queue"), "Start nothing more; what runs goes on"),
+    route!(post "/api/v1/queue/resume", OPERATE, queue::resume, [] -> Some("Queue"), "Start jobs again"),
+    route!(get "/api/v1/plugins", READ, plugins::list, [] -> Some("Page"), "The plugins and how they stand"),
+    route!(get "/api/v1/events", READ, events::events, ["job_id"] -> None, "Every change as it happens (server-sent events)"),
+    route!(post "/api/training/execute", SUBMIT, execute::execute, [] -> Some("Executed"), "Compatibility: submit under the profile `training`"),
+    route!(get "/api/training/queue", READ, training::queue, [] -> None, "Compatibility: what runs and what waits"),
+    route!(get "/api/training/status/{job_id}", READ, training::status, [] -> None, "Compatibility: one job"),
+    route!(get "/api/training/logs/{job_id}", READ, training::logs, ["limit" "offset"] -> None, "Compatibility: lines of its log"),
+    route!(post "/api/training/cancel/{job_id}", SUBMIT, training::cancel, [] -> None, "Compatibility: cancel it"),
+    route!(get "/health", None, probes::health, [] -> None, "Compatibility: whether the service and its GPUs are there"),
+    route!(get "/healthz", None, probes::healthz, [] -> Some("Health"), "Whether the service is alive"),
+    route!(get "/readyz", None, probes::readyz, [] -> Some("Health"), "Whether the service takes jobs"),
+    route!(get "/openapi.json", None, openapi::document, [] -> None, "This description"),
+];
+
+/// The router with every route behind its gate.
+pub(super) fn router(api: &Arc<Api>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let gate = Gate { api: api.clone(), scope: route.scope, any_host: route.any_host() };
+        router = router.route(route.path, (route.handler)().route_layer(from_fn_with_state(gate, gate::pass)));
+    }
+    router
+        .fallback(|| async { Refused::not_found("there is nothing at this path; /openapi.json lists what there is") })
+        .method_not_allowed_fallback(|| async {
+            Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
+        })
+        .with_state(api.clone())
+}

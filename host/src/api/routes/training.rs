@@ -1,0 +1,247 @@
+//! `GET /api/training/queue`, `status`, `logs`, `POST /api/training/cancel`: jobs of the profile `training` in the words of
+//! `training_server.py`.
+
+use std::io;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::Value;
+use taxiway_job::{Job, Progress, State as JobState};
+
+use super::super::answer::Refused;
+use super::super::gate::Caller;
+use super::super::wire::training::{self, Cancelled, Logs, Queue, Running, Status, Waiting};
+use super::super::{Api, State, submission};
+use super::execute::refusal;
+use super::{jobs, operate};
+use crate::queue::{Mode, Standing};
+use crate::store::JobFilter;
+
+/// The id that these routes call a job by: the client's own, when it gave one.
+pub(super) fn public_id(job: &Job) -> String {
+    job.spec.external_id.clone().unwrap_or_else(|| job.id.to_string())
+}
+
+/// The job with this id, be it the client's or ours.
+async fn find(api: &Api, id: &str) -> Result<(Job, Standing), Refused> {
+    if let Some((job, _)) = api.service.store.job_by_external_id(id).await? {
+        let standing = jobs::standing_of(api, job.id).await;
+        return Ok((job, standing));
+    }
+    match id.parse() {
+        Ok(id) => jobs::find(api, id).await,
+        Err(_) => Err(Refused::not_found(format!("there is no job {id}"))),
+    }
+}
+
+pub(super) async fn queue(api: State) -> Response {
+    read_queue(&api).await.map_or_else(|refused| refusal(&refused), |queue| Json(queue).into_response())
+}
+
+async fn read_queue(api: &Api) -> Result<Queue, Refused> {
+    let summary = api.service.queue.summary().await?;
+    let states = vec![JobState::Queued, JobState::Pending, JobState::Running, JobState::Cancelling];
+    // Clients of these routes show a list; the first 1,000 of it are more than anybody reads.
+    let filter = JobFilter { states, limit: 1000, ..JobFilter::default() };
+    let page = api.service.store.jobs(filter).await?;
+    let standings = api.service.queue.standing(page.items.iter().map(|job| job.id).collect()).await;
+    let mut running_jobs = Vec::new();
+    let mut queued_jobs = Vec::new();
+    for (job, standing) in page.items.iter().zip(&standings) {
+        if let Some(position) = standing.position {
+            queued_jobs.push(Waiting {
+                job_id: public_id(job),
+                name: job.spec.name.clone(),
+                position,
+                status: "queued",
+            });
+        } else if job.state.is_live() {
+            let progress = standing.progress.as_ref().or(job.progress.as_ref());
+            running_jobs.push(Running {
+                job_id: public_id(job),
+                name: job.spec.name.clone(),
+                progress: percent(progress),
+                current_epoch: training::epochs(progress.and_then(|progress| progress.epoch)),
+                total_epochs: training::epochs(progress.and_then(|progress| progress.total_epochs)),
+            });
+        }
+    }
+    queued_jobs.sort_by_key(|job| job.position);
+    Ok(Queue {
+        running_count: running_jobs.len(),
+        queued_count: summary.queued,
+        running_jobs,
+        queued_jobs,
+        queue_active: summary.mode == Mode::Run,
+    })
+}
+
+fn percent(progress: Option<&Progress>) -> f64 {
+    progress.and_then(|progress| progress.fraction).unwrap_or(0.0) * 100.0
+}
+
+pub(super) async fn status(api: State, Path(id): Path<String>) -> Response {
+    read_status(&api, &id).await.map_or_else(|refused| refusal(&refused), |status| Json(status).into_response())
+}
+
+async fn read_status(api: &Api, id: &str) -> Result<Value, Refused> {
+    let (job, standing) = find(api, id).await?;
+    let progress = standing.progress.as_ref().or(job.progress.as_ref());
+    let pid = if job.state.is_live() {
+        api.service.store.attempts(job.id).await?.last().and_then(|attempt| attempt.pid)
+    } else {
+        None
+    };
+    let status = Status {
+        job_id: public_id(&job),
+        status: training::status(job.state),
+        name: job.spec.name.clone(),
+        progress: if job.state == JobState::Completed { 100.0 } else { percent(progress) },
+        current_epoch: training::epochs(progress.and_then(|progress| progress.epoch)),
+        total_epochs: training::epochs(progress.and_then(|progress| progress.total_epochs)),
+        current_step: progress.and_then(|progress| progress.step).unwrap_or(0),
+        total_steps: progress.and_then(|progress| progress.total_steps).unwrap_or(0),
+        queue_position: standing.position,
+        error_message: job.failure.as_ref().map(|failure| failure.message.clone()),
+        started_at: job.started_at,
+        completed_at: job.finished_at,
+        updated_at: job.finished_at.or(job.started_at).unwrap_or(job.queued_at),
+        process_pid: pid,
+    };
+    let mut answer = serde_json::to_value(status).map_err(|error| {
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("the status cannot be written: {error}"))
+    })?;
+    // What the job reports beyond the fields above is passed through; a few keys are always there.
+    for key in ["loss", "eval_loss", "learning_rate"] {
+        answer[key] = Value::Null;
+    }
+    for (key, value) in progress.into_iter().flat_map(|progress| &progress.metrics) {
+        let taken = answer.get(key).is_some_and(|value| !value.is_null());
+        if !taken {
+            answer[key] = value.clone();
+        }
+    }
+    Ok(answer)
+}
+
+/// Lines answered, unless the query says otherwise.
+const LINES: usize = 100;
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Window {
+    limit: usize,
+    offset: i64,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { limit: LINES, offset: 0 }
+    }
+}
+
+pub(super) async fn logs(api: State, Path(id): Path<String>, RawQuery(query): RawQuery) -> Response {
+    read_logs(&api, &id, query.as_deref())
+        .await
+        .map_or_else(|refused| refusal(&refused), |logs| Json(logs).into_response())
+}
+
+async fn read_logs(api: &Api, id: &str, query: Option<&str>) -> Result<Logs, Refused> {
+    let window: Window = submission::parameters(query)?;
+    let (job, _) = find(api, id).await?;
+    let text = match api.service.store.latest_launch(job.id).await? {
+        Some(launch) => {
+            let path = taxiway_launcher::log::path(&api.service.settings.jobs_dir(), job.id, launch);
+            match tokio::fs::read(path).await {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+                Err(error) => {
+                    let detail = format!("the log cannot be read: {error}");
+                    return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", detail));
+                }
+            }
+        }
+        None => Vec::new(),
+    };
+    let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    let first = first_line(window.offset, lines.len());
+    let logs = lines[first..]
+        .iter()
+        .take(window.limit)
+        .map(|line| String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']).to_owned())
+        .collect();
+    Ok(Logs { job_id: public_id(&job), logs, total_lines: lines.len(), offset: window.offset, limit: window.limit })
+}
+
+/// The line that an offset names; a negative one counts from the end.
+fn first_line(offset: i64, lines: usize) -> usize {
+    let distance = usize::try_from(offset.unsigned_abs()).unwrap_or(usize::MAX);
+    if offset < 0 { lines.saturating_sub(distance) } else { distance.min(lines) }
+}
+
+pub(super) async fn cancel(api: State, caller: Caller, Path(id): Path<String>) -> Response {
+    let (job, _) = match find(&api, &id).await {
+        Ok(found) => found,
+        Err(refused) if refused.status() == StatusCode::NOT_FOUND => {
+            return refused_cancel(id, None, refused.document().detail.clone());
+        }
+        Err(refused) => return refusal(&refused),
+    };
+    let previous_status = training::status(job.state);
+    if let Err(refused) = operate::may_change(&api, &caller, job.id).await {
+        return refusal(&refused);
+    }
+    if job.state.has_ended() {
+        return refused_cancel(id, Some(previous_status), format!("Job has already {previous_status}"));
+    }
+    match api.service.queue.cancel(job.id, &caller.name).await.map_err(Refused::from) {
+        Ok(_) => {
+            let message = "Job is cancelled".to_owned();
+            Json(Cancelled { success: true, job_id: id, previous_status: Some(previous_status), message })
+                .into_response()
+        }
+        Err(refused) if refused.status() == StatusCode::CONFLICT => {
+            refused_cancel(id, Some(previous_status), refused.document().detail.clone())
+        }
+        Err(refused) => refusal(&refused),
+    }
+}
+
+fn refused_cancel(job_id: String, previous_status: Option<&'static str>, message: String) -> Response {
+    #[derive(serde::Serialize)]
+    struct Refusal {
+        success: bool,
+        job_id: String,
+        previous_status: Option<&'static str>,
+        message: String,
+        detail: String,
+        error: String,
+    }
+    let body =
+        Refusal { success: false, job_id, previous_status, detail: message.clone(), error: message.clone(), message };
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negative_offset_reads_the_tail() {
+        assert_eq!(first_line(-10, 100), 90);
+        assert_eq!(first_line(-200, 100), 0);
+        assert_eq!(first_line(30, 100), 30);
+        assert_eq!(first_line(300, 100), 100);
+        assert_eq!(first_line(i64::MIN, 5), 0);
+    }
+
+    #[test]
+    fn a_missing_progress_is_nothing_done() {
+        assert!(percent(None).abs() < f64::EPSILON);
+        let half = Progress { fraction: Some(0.5), ..Progress::default() };
+        assert!((percent(Some(&half)) - 50.0).abs() < f64::EPSILON);
+    }
+}

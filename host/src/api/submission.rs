@@ -1,0 +1,235 @@
+//! From the bytes of a submission to a draft that admission can judge, with everything that is wrong said at once.
+
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+use serde_path_to_error::{Path, Segment};
+use taxiway_job::{JobId, Problem};
+
+use super::answer::{Refused, problem};
+use super::wire::Submission;
+use crate::admission::Draft;
+use crate::config::{keys_of, nearest};
+
+/// Labels of one job; each is a filter that somebody may use.
+const MOST_LABELS: usize = 64;
+/// Bytes of one argument with its NUL: `MAX_ARG_STRLEN` of Linux (execve(2)).
+const LONGEST_ARGUMENT: usize = 128 << 10;
+/// Bytes of all arguments and variables together: half of what Linux grants at the default stack limit (execve(2)), so that
+/// what the service adds fits beside it.
+const LONGEST_ARGUMENTS: usize = 1 << 20;
+
+/// The submission that `body` holds.
+///
+/// # Errors
+/// 400 when it is not JSON; 422 with all that is wrong when its fields are.
+pub(super) fn parse(body: &[u8]) -> Result<Submission, Refused> {
+    is_object(body)?;
+    let submission: Submission = serde_json::from_slice(body).map_err(|error| diagnose(body, &error))?;
+    let problems = check(&submission);
+    if problems.is_empty() { Ok(submission) } else { Err(Refused::problems("invalid-submission", problems)) }
+}
+
+/// What admission judges. Call it with a submission that [`parse`] has let through.
+pub(super) fn draft(id: JobId, submission: Submission) -> Draft {
+    Draft {
+        id,
+        profile: submission.profile,
+        command: submission.command,
+        config: submission.config.unwrap_or_default(),
+        name: submission.name,
+        labels: submission.labels.unwrap_or_default(),
+        cwd: submission.cwd,
+        env: submission.env.unwrap_or_default(),
+        gpus: submission.gpus,
+        priority: submission.priority,
+        time_limit: submission.time_limit,
+        grace: submission.grace,
+        external_id: submission.external_id,
+        hold: submission.hold.unwrap_or_default(),
+        config_format: submission.config_format,
+    }
+}
+
+/// The refusal of a body that is not JSON, or JSON but not what is asked for at one place.
+pub(super) fn malformed(error: &serde_json::Error) -> Refused {
+    Refused::new(StatusCode::BAD_REQUEST, "malformed-json", format!("the body is not JSON: {error}"))
+}
+
+/// A body must be an object: serde would take a list for one, its values in the order of the fields.
+pub(super) fn is_object(body: &[u8]) -> Result<(), Refused> {
+    if body.trim_ascii_start().first() == Some(&b'{') {
+        return Ok(());
+    }
+    serde_json::from_slice::<IgnoredAny>(body).map_err(|error| malformed(&error))?;
+    Err(Refused::problems("invalid-submission", vec![problem("", "wrong-type", "a submission is a JSON object")]))
+}
+
+/// Says what is wrong with a body that could not be read, field by field.
+fn diagnose(body: &[u8], error: &serde_json::Error) -> Refused {
+    if !error.is_data() {
+        return malformed(error);
+    }
+    let fields = match serde_json::from_slice::<Map<String, Value>>(body) {
+        Ok(fields) => fields,
+        Err(error) => return malformed(&error),
+    };
+    let known = keys_of::<Submission>();
+    let mut problems = Vec::new();
+    for (name, value) in fields {
+        let path = pointer([name.as_str()]);
+        if !known.contains(&name.as_str()) {
+            problems.push(unknown_field(&path, &name, known));
+            continue;
+        }
+        let field = Value::Object(Map::from_iter([(name, value)]));
+        if let Err(error) = serde_path_to_error::deserialize::<_, Submission>(field) {
+            problems.push(wrong_type(&path, &error));
+        }
+    }
+    if problems.is_empty() {
+        // What only the first pass sees: a field that is there twice.
+        problems.push(problem("", "malformed", error.to_string()));
+    }
+    Refused::problems("invalid-submission", problems)
+}
+
+fn unknown_field(path: &str, name: &str, known: &[&str]) -> Problem {
+    let mut found = problem(path, "unknown-field", format!("a submission has no field `{name}`"));
+    found.help = Some(match nearest(name, known.iter().copied()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("known fields are {}", known.join(", ")),
+    });
+    found
+}
+
+fn wrong_type(field: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    let text = error.inner().to_string();
+    // Serde cannot say more of a value that may have several forms.
+    let message = match field {
+        "/env" if text.contains("untagged") => "a variable's value is a text or {\"secret\": \"text\"}".to_owned(),
+        "/time_limit" | "/grace" if text.contains("untagged") => {
+            "a duration is a text like \"2h30m\" or a number of seconds".to_owned()
+        }
+        _ => text,
+    };
+    problem(&pointer_of(error.path()), "wrong-type", message)
+}
+
+fn pointer_of(path: &Path) -> String {
+    let segments: Vec<String> = path
+        .iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect();
+    pointer(segments.iter().map(String::as_str))
+}
+
+/// A JSON Pointer (RFC 6901).
+fn pointer<'a>(segments: impl IntoIterator<Item = &'a str>) -> String {
+    segments.into_iter().map(|segment| format!("/{}", segment.replace('~', "~0").replace('/', "~1"))).collect()
+}
+
+/// What is too much for one job, whatever it says. What is wrong with it otherwise, admission finds, together with what
+/// plugins find.
+fn check(submission: &Submission) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if submission.labels.as_ref().is_some_and(|labels| labels.len() > MOST_LABELS) {
+        problems.push(problem("/labels", "too-many", format!("a job has at most {MOST_LABELS} labels")));
+    }
+    let arguments = submission.command.iter().flatten();
+    for (index, _) in arguments.clone().enumerate().filter(|(_, argument)| argument.len() >= LONGEST_ARGUMENT) {
+        let message = "an argument has at most 128 KiB: put the rest into the configuration";
+        problems.push(problem(&pointer(["command", &index.to_string()]), "too-long", message));
+    }
+    let variables = submission.env.iter().flatten();
+    let bytes = arguments.map(|argument| argument.len() + 1).sum::<usize>()
+        + variables.map(|(name, value)| name.len() + value.expose().len() + 2).sum::<usize>();
+    if bytes > LONGEST_ARGUMENTS {
+        let message = "arguments and variables have at most 1 MiB together: put the rest into the configuration";
+        problems.push(problem("/command", "too-long", message));
+    }
+    problems
+}
+
+/// One object of named parameters, every name known.
+pub(super) fn parameters<T: for<'de> Deserialize<'de>>(query: Option<&str>) -> Result<T, Refused> {
+    let uri = format!("/?{}", query.unwrap_or_default());
+    let parsed = uri.parse::<axum::http::Uri>().map_err(|error| Refused::invalid_request(error.to_string()))?;
+    axum::extract::Query::try_from_uri(&parsed).map(|axum::extract::Query(value)| value).map_err(|error| {
+        let text = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Refused::invalid_request(format!("the query is not understood: {text}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(body: &str) -> Vec<(String, String, Option<String>)> {
+        let refused = parse(body.as_bytes()).expect_err("refused");
+        assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        refused.document().problems.iter().map(|p| (p.path.clone(), p.code.clone(), p.help.clone())).collect()
+    }
+
+    #[test]
+    fn a_whole_submission_is_read() {
+        let body = r#"{"command": ["python3", "t.py"], "config": {"lr": 0.1}, "env": {"A": "b", "T": {"secret": "s"}},
+            "gpus": 2, "priority": -5, "time_limit": "2h30m", "grace": 10, "labels": {"team": "nlp"}, "hold": true,
+            "external_id": "run-1", "name": "a", "cwd": "/data", "config_format": "yaml", "profile": null}"#;
+        let draft = draft(JobId::new(), parse(body.as_bytes()).expect("valid"));
+        assert_eq!(draft.gpus, Some(2));
+        assert_eq!(draft.priority, Some(-5));
+        assert_eq!(draft.time_limit, Some(std::time::Duration::from_secs(9000)));
+        assert!(draft.hold);
+        assert_eq!(draft.env["T"].expose(), "s");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_with_the_nearest_known_one_all_at_once() {
+        let found = problems(r#"{"comand": ["x"], "gpu": 1}"#);
+        assert_eq!(
+            found,
+            [
+                ("/comand".into(), "unknown-field".into(), Some("did you mean `command`?".into())),
+                ("/gpu".into(), "unknown-field".into(), Some("did you mean `gpus`?".into())),
+            ]
+        );
+    }
+
+    #[test]
+    fn wrong_types_are_refused_where_they_stand_all_at_once() {
+        let found = problems(
+            r#"{"command": ["x", 1], "gpus": "two", "env": {"A": 1}, "time_limit": "soon", "labels": {"a": []}, "config": []}"#,
+        );
+        let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
+        assert_eq!(paths, ["/command/1", "/gpus", "/env/A", "/time_limit", "/labels/a", "/config"]);
+        assert!(found.iter().all(|(_, code, _)| code == "wrong-type"), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_out_of_range_or_too_much_is_refused_all_at_once() {
+        let found = problems(r#"{"gpus": -1, "priority": 100000, "grace": -1}"#);
+        let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
+        assert_eq!(paths, ["/gpus", "/priority", "/grace"]);
+        let long = "x".repeat(LONGEST_ARGUMENT);
+        let found = problems(&format!(r#"{{"command": ["a", "{long}"], "env": {{"A": "{}"}}}}"#, long.repeat(8)));
+        let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
+        assert_eq!(paths, ["/command/1", "/command"]);
+    }
+
+    #[test]
+    fn what_is_not_json_or_nested_without_end_is_a_bad_request() {
+        for body in ["", "{", "nonsense", &format!("{{\"config\": {{\"a\": {}", "[".repeat(100_000))] {
+            let refused = parse(body.as_bytes()).expect_err("refused");
+            assert_eq!(refused.status(), StatusCode::BAD_REQUEST, "{:.60}", body);
+            assert_eq!(refused.document().code, "malformed-json");
+        }
+        assert_eq!(problems("[]")[0].1, "wrong-type");
+        assert_eq!(problems(r#"{"name": "a", "name": "b"}"#)[0].1, "malformed");
+    }
+}

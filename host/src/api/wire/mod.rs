@@ -1,0 +1,19 @@
+//! What goes over the wire: every body of the API, for the routes that answer it and the command line that reads it.
+//!
+//! Answers borrow from the model (`Cow`), so that a submission is answered without copying the job; read by a client, the
+//! same types own what they hold.
+
+mod event;
+mod job;
+mod list;
+mod problem;
+mod submission;
+pub mod training;
+
+pub use event::{Event, Heard};
+#[cfg(test)]
+pub(crate) use job::tests as job_tests;
+pub use job::{Env, Job};
+pub use list::{Health, Page, QueueSummary, Verdict};
+pub use problem::ProblemDocument;
+pub use submission::Submission;

@@ -1,0 +1,56 @@
+//! A submission as clients write it (DESIGN §3).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use taxiway_job::{ConfigFormat, EnvValue};
+
+/// A submission. Every field may be absent or null, which mean the same.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Submission {
+    /// The argument vector; required unless there is a profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// A `[profiles.NAME]` of the service's configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// The training configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<Map<String, Value>>,
+    /// Language of the configuration file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_format: Option<ConfigFormat>,
+    /// For people and filters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// For people and filters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Working directory, absolute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Environment variables: text, or `{"secret": "text"}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, EnvValue>>,
+    /// GPUs; 0 is the CPU lane.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
+    /// −100 to 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i16>,
+    /// Longest time it may run: `"2h30m"` or seconds.
+    #[serde(with = "taxiway_job::duration::option", skip_serializing_if = "Option::is_none")]
+    pub time_limit: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL.
+    #[serde(with = "taxiway_job::duration::option", skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Duration>,
+    /// The submitter's own id, unique among all jobs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// Start in `held`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<bool>,
+}

@@ -1,0 +1,183 @@
+//! The command line: `taxiway serve` and a client of the public API.
+//!
+//! Everything but `serve` and `config` talks to a running service through [`client`], which knows nothing of the service but
+//! the types of [`crate::api::wire`]. One command a file.
+
+mod client;
+mod config;
+mod follow;
+mod jobs;
+mod outcome;
+mod plugins;
+mod queue;
+mod serve;
+mod sse;
+mod submit;
+mod terminal;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use client::{Client, ClientError};
+
+/// Exit statuses, as `taxiway --help` tells them.
+mod exit {
+    /// The request failed.
+    pub(super) const FAILED: u8 = 1;
+    /// The submission was refused.
+    pub(super) const REFUSED: u8 = 3;
+    /// No service answers.
+    pub(super) const UNREACHABLE: u8 = 4;
+}
+
+const EXIT_STATUSES: &str = "\
+Exit status:
+  0        done
+  1        the request failed
+  2        the command line is not understood
+  3        the submission was refused; the problems are listed
+  4        no service answers
+With --wait, -f and `wait`, the status of the job: its own exit status, 128 + N if signal N ended it, 124 if its time ran
+out, 125 if it ended without a status (it could not be started, or its machine went away), 130 if it was cancelled.";
+
+/// Lines up GPU jobs, checks each one before it takes off, and launches them one after another.
+#[derive(Debug, Parser)]
+#[command(name = "taxiway", version, after_help = EXIT_STATUSES, disable_help_subcommand = true)]
+struct CommandLine {
+    #[command(flatten)]
+    connect: Connect,
+    /// Print JSON, as the API answers it.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How to find the service.
+#[derive(Debug, Clone, Args)]
+struct Connect {
+    /// URL of the service. Default: the socket in the data directory, else /run/taxiway/taxiway.sock.
+    #[arg(long, global = true, env = "TAXIWAY_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// File with the access token, for --server.
+    #[arg(long, global = true, env = "TAXIWAY_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Data directory of the service. Default: $TAXIWAY_DATA_DIR, $XDG_STATE_HOME/taxiway or ~/.local/state/taxiway.
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(serve::Serve),
+    /// Submit a job.
+    Submit(Box<submit::Submit>),
+    /// List jobs, the newest first.
+    Ls(jobs::Ls),
+    /// Show everything about a job.
+    Show(jobs::Show),
+    /// Print a job's log.
+    Logs(follow::Logs),
+    /// Cancel jobs. What runs gets SIGTERM, and SIGKILL after its grace.
+    Cancel(jobs::Operate),
+    /// Take queued jobs out of the line until they are released.
+    Hold(jobs::Operate),
+    /// Put held jobs back into the line.
+    Release(jobs::Operate),
+    /// Wait until a job has ended, and end with its exit status.
+    Wait(follow::Wait),
+    /// Show the queue, pause it or resume it.
+    Queue(queue::Queue),
+    /// Look at the plugins.
+    Plugin(plugins::Plugin),
+    /// Check or show the configuration.
+    Config(config::Config),
+}
+
+/// Reads the process's arguments and does what they say.
+#[must_use]
+pub fn main() -> ExitCode {
+    run(std::env::args_os().collect())
+}
+
+fn run(arguments: Vec<OsString>) -> ExitCode {
+    let line = match CommandLine::try_parse_from(arguments) {
+        Ok(line) => line,
+        Err(error) => {
+            // Standard output may be closed; there is nobody else to tell.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let json = line.json;
+    // Present already when a test runs several command lines in one process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let done = match line.command {
+        Command::Serve(serve) => serve.run(line.connect.data_dir.as_deref()).map(|()| ExitCode::SUCCESS),
+        Command::Config(config) => config.run().map(|()| ExitCode::SUCCESS),
+        command => ask(command, &line.connect, json),
+    };
+    done.unwrap_or_else(|error| report(&error, json))
+}
+
+/// The commands that talk to a service.
+fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::new(connect)?;
+        let done = |()| ExitCode::SUCCESS;
+        match command {
+            Command::Submit(submit) => submit.run(&client, json).await,
+            Command::Ls(ls) => ls.run(&client, json).await.map(done),
+            Command::Show(show) => show.run(&client, json).await.map(done),
+            Command::Logs(logs) => logs.run(&client, json).await,
+            Command::Cancel(operate) => operate.run(&client, "cancel", json).await.map(done),
+            Command::Hold(operate) => operate.run(&client, "hold", json).await.map(done),
+            Command::Release(operate) => operate.run(&client, "release", json).await.map(done),
+            Command::Wait(wait) => wait.run(&client, json).await,
+            Command::Queue(queue) => queue.run(&client, json).await.map(done),
+            Command::Plugin(plugin) => plugin.run(&client, json).await.map(done),
+            Command::Serve(_) | Command::Config(_) => unreachable!("these do not talk to a service"),
+        }
+    })
+}
+
+/// Tells what went wrong, and with which exit status.
+fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let client_error = error.downcast_ref::<ClientError>();
+    if let Some(ClientError::Refused(document)) = client_error {
+        if json && terminal::print_json(document).is_ok() {
+            return ExitCode::from(outcome::status_of_refusal(document));
+        }
+        outcome::print_refusal(document);
+        return ExitCode::from(outcome::status_of_refusal(document));
+    }
+    eprintln!("{} {error:#}", terminal::stderr_style().red("error:"));
+    match client_error {
+        Some(ClientError::Unreachable { .. }) => ExitCode::from(exit::UNREACHABLE),
+        _ => ExitCode::from(exit::FAILED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_the_job_s_own_command_are_left_alone() {
+        let line = CommandLine::try_parse_from(["taxiway", "submit", "--gpus", "2", "--", "python3", "--json", "-f"]);
+        let Ok(CommandLine { json: false, command: Command::Submit(submit), .. }) = line else { panic!("{line:?}") };
+        assert_eq!(submit.command, ["python3", "--json", "-f"]);
+    }
+}

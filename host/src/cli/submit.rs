@@ -1,0 +1,285 @@
+//! `taxiway submit`
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Map, Value};
+use taxiway_job::EnvValue;
+
+use super::client::Client;
+use super::terminal::{print, print_json, printable, stderr_style, stdout_style};
+use super::{exit, follow, outcome};
+use crate::api::wire::{Job, Submission, Verdict};
+
+/// Submit a job.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  taxiway submit -- python3 train.py
+  taxiway submit --config run.json --gpus 2 --time-limit 6h -- python3 train.py --config {config_file}
+  taxiway submit --profile training --config '{\"lr\": 1e-4}' --wait
+  taxiway submit --config run.toml --dry-run -- python3 train.py {config_file}
+{config_file}, {job_id}, {external_id}, {job_dir} and {attempt} in the command are replaced when the job starts. It runs in the
+present directory, with PATH, VIRTUAL_ENV, CONDA_* and LD_LIBRARY_PATH as they are here; under a profile, in the profile's.")]
+pub(super) struct Submit {
+    /// Command and arguments, after `--`.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<String>,
+    /// Profile of the service's configuration: command, directory, environment, defaults.
+    #[arg(short, long, value_name = "NAME")]
+    profile: Option<String>,
+    /// The training configuration: a .json or .toml file, or JSON as text; `-` reads JSON from standard input.
+    #[arg(short, long, value_name = "FILE|JSON")]
+    config: Option<String>,
+    /// For people and filters.
+    #[arg(short, long)]
+    name: Option<String>,
+    /// For people and filters; may be given several times.
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Environment variable; NAME alone takes the present value. May be given several times.
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Like --env, but never shown, logged or given to plugins.
+    #[arg(long = "secret-env", value_name = "NAME[=VALUE]", value_parser = variable)]
+    secret_env: Vec<(String, String)>,
+    /// Send nothing of the present environment.
+    #[arg(long)]
+    no_env: bool,
+    /// Working directory. Default: the present one; under a profile, the profile's.
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// GPUs it needs; 0 is the CPU lane.
+    #[arg(short, long)]
+    gpus: Option<u32>,
+    /// From -100 to 100; higher starts first.
+    #[arg(long, allow_negative_numbers = true)]
+    priority: Option<i16>,
+    /// Longest time it may run: 2h30m, or seconds.
+    #[arg(long, value_name = "DURATION", value_parser = taxiway_job::parse_duration)]
+    time_limit: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL when it is stopped.
+    #[arg(long, value_name = "DURATION", value_parser = taxiway_job::parse_duration)]
+    grace: Option<Duration>,
+    /// Your own id of the job, unique among all jobs.
+    #[arg(long, value_name = "ID")]
+    external_id: Option<String>,
+    /// Let it wait until it is released.
+    #[arg(long)]
+    hold: bool,
+    /// Only say what would become of it: problems, and what plugins would change.
+    #[arg(long, conflicts_with_all = ["wait", "follow"])]
+    dry_run: bool,
+    /// Wait until it has ended, and end with its exit status.
+    #[arg(long)]
+    wait: bool,
+    /// Print its log as it grows, and end with its exit status.
+    #[arg(short, long)]
+    follow: bool,
+    /// Print the job's id only.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Submit {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<ExitCode> {
+        let (dry_run, wait, follow, quiet) = (self.dry_run, self.wait, self.follow, self.quiet);
+        let submission = self.submission()?;
+        if dry_run {
+            let verdict = client.dry_run(&submission).await?;
+            if json {
+                print_json(&verdict)?
+            } else {
+                print(&told(&verdict))?
+            }
+            return Ok(if verdict.accepted { ExitCode::SUCCESS } else { ExitCode::from(exit::REFUSED) });
+        }
+        let job = client.submit(&submission).await?;
+        announce(&job, json && !wait, quiet, follow)?;
+        if follow {
+            return follow::log_to_the_end(client, job.id).await;
+        }
+        if wait {
+            return follow::wait_for(client, job.id, json).await;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn submission(self) -> anyhow::Result<Submission> {
+        if self.command.is_empty() && self.profile.is_none() {
+            bail!(
+                "nothing to run: give the command after `--`, or a --profile\nFor example: taxiway submit -- python3 train.py"
+            );
+        }
+        let config = self.config.as_deref().map(read_config).transpose()?;
+        // What a submission says wins over its profile, so nothing is said that was not asked for.
+        let own = self.profile.is_none();
+        let mut env = if own && !self.no_env { present_environment() } else { BTreeMap::new() };
+        env.extend(self.env.into_iter().map(|(name, value)| (name, EnvValue::Plain(value))));
+        env.extend(self.secret_env.into_iter().map(|(name, secret)| (name, EnvValue::Secret { secret })));
+        let cwd = match self.cwd {
+            Some(cwd) => Some(std::path::absolute(&cwd).with_context(|| format!("--cwd {cwd}"))?),
+            None if own => Some(std::env::current_dir().context("the present directory cannot be told")?),
+            None => None,
+        };
+        let cwd = cwd
+            .map(|cwd| cwd.into_os_string().into_string())
+            .transpose()
+            .map_err(|cwd| anyhow::anyhow!("the directory {} has a name that is not UTF-8", cwd.display()))?;
+        Ok(Submission {
+            command: (!self.command.is_empty()).then_some(self.command),
+            profile: self.profile,
+            config,
+            config_format: None,
+            name: self.name,
+            labels: (!self.labels.is_empty()).then(|| self.labels.into_iter().collect()),
+            cwd,
+            env: (!env.is_empty()).then_some(env),
+            gpus: self.gpus,
+            priority: self.priority,
+            time_limit: self.time_limit,
+            grace: self.grace,
+            external_id: self.external_id,
+            hold: self.hold.then_some(true),
+        })
+    }
+}
+
+fn announce(job: &Job<'_>, json: bool, quiet: bool, follow: bool) -> anyhow::Result<()> {
+    let style = stderr_style();
+    for warning in job.warnings.iter() {
+        eprint!("{}", outcome::problem_lines(warning, style));
+    }
+    if json {
+        return print_json(job);
+    }
+    if quiet {
+        return print(&format!("{}\n", job.id));
+    }
+    let place = job.position.map(|position| format!(", position {position}")).unwrap_or_default();
+    let line = format!("{} {} ({}{place})\n", job.id, printable(&job.name), job.state);
+    if follow {
+        // Standard output is for the log.
+        eprint!("{line}");
+        Ok(())
+    } else {
+        print(&line)
+    }
+}
+
+fn told(verdict: &Verdict<'_>) -> String {
+    let style = stdout_style();
+    let mut text = format!("{}\n", if verdict.accepted { "It would be accepted." } else { "It would be refused." });
+    for problem in verdict.problems.iter() {
+        text.push_str(&outcome::problem_lines(problem, style));
+    }
+    for rewrite in verdict.rewrites.iter() {
+        text.push_str(&format!("{} {} would change:\n", printable(&rewrite.plugin), printable(&rewrite.version)));
+        text.push_str(&patch_lines(&rewrite.patch));
+    }
+    text
+}
+
+/// An RFC 6902 patch, an operation a line.
+pub(super) fn patch_lines(patch: &Value) -> String {
+    let text = |operation: &Value, key: &str| operation[key].as_str().map(printable).unwrap_or_default();
+    let operations = patch.as_array().map(Vec::as_slice).unwrap_or_default();
+    operations
+        .iter()
+        .map(|operation| {
+            let value =
+                operation.get("value").map(|value| format!(" {}", printable(&value.to_string()))).unwrap_or_default();
+            format!("  {:<7} {}{value}\n", text(operation, "op"), text(operation, "path"))
+        })
+        .collect()
+}
+
+/// What lets a job run as its user would have run it here (DESIGN §3).
+fn present_environment() -> BTreeMap<String, EnvValue> {
+    let wanted = |name: &str| matches!(name, "PATH" | "VIRTUAL_ENV" | "LD_LIBRARY_PATH") || name.starts_with("CONDA_");
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, value)| (name, EnvValue::Plain(value)))
+        .collect()
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it like KEY=VALUE".to_owned()),
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some(_) => pair(text),
+        None => std::env::var(text)
+            .map(|value| (text.to_owned(), value))
+            .map_err(|_| format!("there is no variable {text} here: write it like {text}=VALUE")),
+    }
+}
+
+/// The configuration that `given` names or is.
+fn read_config(given: &str) -> anyhow::Result<Map<String, Value>> {
+    if given.trim_start().starts_with('{') {
+        return object(serde_json::from_str(given).context("--config is not JSON")?);
+    }
+    if given == "-" {
+        let text =
+            std::io::read_to_string(std::io::stdin()).context("cannot read the configuration from standard input")?;
+        return object(serde_json::from_str(&text).context("standard input is not JSON")?);
+    }
+    let text = std::fs::read_to_string(given)
+        .with_context(|| format!("cannot read {given}: --config takes a file, or JSON that begins with {{"))?;
+    let extension = Path::new(given).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    match extension.to_ascii_lowercase().as_str() {
+        "toml" => object(toml::from_str::<Value>(&text).with_context(|| format!("{given} is not TOML"))?),
+        "yaml" | "yml" => bail!("{given} is YAML, which is not read here: give it as JSON or TOML"),
+        _ => object(serde_json::from_str(&text).with_context(|| format!("{given} is not JSON"))?),
+    }
+}
+
+fn object(value: Value) -> anyhow::Result<Map<String, Value>> {
+    match value {
+        Value::Object(config) => Ok(config),
+        _ => bail!("the configuration must be a JSON object"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_from_text_json_and_toml() {
+        let place = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            let path = place.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path.to_str().expect("UTF-8").to_owned()
+        };
+        let wanted = json!({"train": {"lr": 0.5}});
+        for given in [
+            r#"{"train": {"lr": 0.5}}"#.to_owned(),
+            write("c.json", r#"{"train": {"lr": 0.5}}"#),
+            write("c.toml", "[train]\nlr = 0.5\n"),
+        ] {
+            assert_eq!(Value::Object(read_config(&given).expect("a configuration")), wanted, "{given}");
+        }
+        assert!(read_config(&write("list.json", "[1]")).is_err());
+        assert!(read_config("/nowhere/c.json").is_err());
+    }
+
+    #[test]
+    fn a_patch_is_told_an_operation_a_line() {
+        let patch = json!([{"op": "add", "path": "/seed", "value": 7}, {"op": "remove", "path": "/x"}]);
+        assert_eq!(patch_lines(&patch), "  add     /seed 7\n  remove  /x\n");
+    }
+}

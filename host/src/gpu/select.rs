@@ -1,0 +1,42 @@
+//! `gpu.use`: which of the machine's GPUs the queue may use.
+
+use super::OpenError;
+use super::nvml::Gpu;
+
+/// The GPUs that `only` names by index, UUID, or the beginning of a UUID, in the order of their indexes; all when it is empty.
+/// A name without a GPU is only warned of while another has one: a broken GPU must not stop the rest.
+pub(super) fn selected(found: Vec<Gpu>, only: &[String]) -> Result<Vec<Gpu>, OpenError> {
+    if only.is_empty() {
+        return Ok(found);
+    }
+    let mut chosen = vec![false; found.len()];
+    for name in only {
+        let fitting: Vec<usize> = (0..found.len()).filter(|at| fits(&found[*at], name)).collect();
+        match fitting[..] {
+            [at] => chosen[at] = true,
+            [] => tracing::warn!(name, gpus = listed(&found), "gpu.use names a GPU that this machine does not have"),
+            _ => {
+                let several: Vec<Gpu> = fitting.into_iter().map(|at| found[at].clone()).collect();
+                return Err(OpenError::AmbiguousGpu { asked: name.clone(), found: listed(&several) });
+            }
+        }
+    }
+    if !chosen.contains(&true) {
+        return Err(OpenError::UnknownGpus { asked: only.join(", "), found: listed(&found) });
+    }
+    Ok(found.into_iter().zip(chosen).filter_map(|(gpu, chosen)| chosen.then_some(gpu)).collect())
+}
+
+fn fits(gpu: &Gpu, name: &str) -> bool {
+    match name.parse::<u32>() {
+        Ok(index) => gpu.index == index,
+        Err(_) => {
+            name.len() > "GPU-".len()
+                && gpu.uuid.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+        }
+    }
+}
+
+fn listed(gpus: &[Gpu]) -> String {
+    gpus.iter().map(|gpu| format!("{} ({})", gpu.index, gpu.uuid)).collect::<Vec<_>>().join(", ")
+}

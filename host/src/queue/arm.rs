@@ -1,0 +1,395 @@
+//! Arming: getting the next job in line ready while its slot is still taken.
+//!
+//! One launch a lane is on its way at a time: read and judged (`Planning`), its directory made (`Preparing`), its intent made
+//! durable (`Intending`), its shim started (`Spawning`), `Ready`. Disarming takes it back from any of these; it is over when the
+//! shim is gone and the store has forgotten the launch.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, State, Time};
+use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
+use tokio::time::Instant;
+
+use super::handle::Mode;
+use super::owner::{ArmPause, Done, LaunchVerdict, Owner};
+use crate::store::{Change, End, StoreError};
+
+/// Arming is tried again after this long when it failed for a reason that is not the job's, and twice as long each time …
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// … up to this: nobody wants to wait longer once the disk has space again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How old a verdict at launch may be when its job starts (DESIGN §4).
+const VERDICT_AGE: Duration = Duration::from_secs(10);
+
+/// A launch that was not told to start.
+pub(super) struct Armed {
+    pub(super) job: JobId,
+    pub(super) launch: LaunchId,
+    pub(super) gpus: u32,
+    stage: Stage,
+    /// It is to be taken back as soon as it can be.
+    unwanted: bool,
+    /// When plugins judged it and for which GPUs, if any did.
+    judged: Option<(Instant, Vec<String>)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Planning,
+    Preparing,
+    Intending,
+    Spawning,
+    Ready,
+    Leaving,
+}
+
+/// What reading and judging the next in line came to.
+pub(super) enum Planned {
+    /// It may start, like this.
+    Plan { plan: Box<LaunchPlan>, judged: Option<Vec<String>> },
+    /// Plugins refuse it.
+    Refused(LaunchVerdict),
+    /// It cannot be started as it is.
+    Impossible(String),
+    /// The store could not be read.
+    Unread(StoreError),
+}
+
+impl Owner {
+    /// Starts what is ready and has a slot, and gets the next in line ready.
+    pub(super) fn schedule(&mut self) {
+        let runs = self.mode == Mode::Run && self.store.is_committing();
+        self.drop_what_lost_its_place(runs);
+        if runs {
+            // Each start makes room for the next in line to be armed, which is never ready in the same turn.
+            for lane in [Lane::Gpu, Lane::Cpu] {
+                self.start_ready(lane);
+                self.arm_next(lane);
+            }
+        }
+        if self.armed.is_empty() || self.mode == Mode::Run {
+            self.then.mode_replies.append(&mut self.mode_replies);
+        }
+        let idle = self.armed.is_empty() && self.live.is_empty() && self.recovering.is_empty();
+        if self.mode == Mode::Draining && idle {
+            self.mode = Mode::Paused;
+            self.owed.push(Change::Mode { mode: Mode::Paused, at: Time::now(), by: "drain".into() });
+            self.then.drained = true;
+        }
+    }
+
+    /// The first job of a lane that could start. One about which a request is being written is on its way out of the line, and
+    /// one whose GPUs were lost since it was accepted waits for their return.
+    pub(super) fn head(&self, lane: Lane) -> Option<JobId> {
+        let there = self.slots.count();
+        let startable =
+            |job: &JobId| self.jobs.get(job).is_some_and(|entry| !entry.busy && entry.gpus as usize <= there);
+        match lane {
+            Lane::Gpu => self.line.gpu_lane().map(|place| place.job()).find(startable),
+            Lane::Cpu => self.line.cpu_lane().map(|place| place.job()).find(startable),
+        }
+    }
+
+    fn drop_what_lost_its_place(&mut self, runs: bool) {
+        for lane in [Lane::Gpu, Lane::Cpu] {
+            let Some(job) = self.armed.iter().find(|armed| lane.has(armed.gpus)).map(|armed| armed.job) else {
+                continue;
+            };
+            if !runs || self.head(lane) != Some(job) {
+                self.disarm(job);
+            }
+        }
+    }
+
+    fn arm_next(&mut self, lane: Lane) {
+        if self.arm_pause.as_ref().is_some_and(|pause| pause.until.is_some())
+            || self.armed.iter().any(|armed| lane.has(armed.gpus))
+        {
+            return;
+        }
+        let Some(job) = self.head(lane) else { return };
+        let Some(entry) = self.jobs.get(&job) else { return };
+        let launch = LaunchId::random();
+        let (gpus, attempt) = (entry.gpus, entry.attempt);
+        self.armed.push(Armed { job, launch, gpus, stage: Stage::Planning, unwanted: false, judged: None });
+        let judges = self.hooks.judges_launch(entry.profile.as_deref());
+        let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus));
+        self.work.push(Box::pin(async move {
+            let planned = match store.job(job).await {
+                Ok(Some(job)) => {
+                    let verdict = if judges { hooks.judge_launch(&job, &uuids).await } else { LaunchVerdict::Accept };
+                    match (verdict, plan(&job, launch, attempt)) {
+                        (LaunchVerdict::Accept, Ok(plan)) => {
+                            Planned::Plan { plan: Box::new(plan), judged: judges.then_some(uuids) }
+                        }
+                        (LaunchVerdict::Accept, Err(why)) => Planned::Impossible(why),
+                        (verdict, _) => Planned::Refused(verdict),
+                    }
+                }
+                Ok(None) => Planned::Unread(StoreError::Conflict(format!("job {job} is in line and not stored"))),
+                Err(error) => Planned::Unread(error),
+            };
+            Done::Planned { launch, planned }
+        }));
+    }
+
+    pub(super) fn planned(&mut self, launch: LaunchId, planned: Planned) {
+        // Disarmed meanwhile: nothing of it is left to take back.
+        let Some(armed) = self.armed_mut(launch) else { return };
+        let job = armed.job;
+        match planned {
+            Planned::Plan { plan, judged } => {
+                armed.stage = Stage::Preparing;
+                armed.judged = judged.map(|uuids| (Instant::now(), uuids));
+                self.launcher.prepare(*plan);
+            }
+            Planned::Refused(LaunchVerdict::Wait(reason)) => {
+                self.armed.retain(|armed| armed.launch != launch);
+                self.pause_arming(&reason.code, reason.message);
+            }
+            Planned::Refused(verdict) => self.refuse(job, launch, verdict),
+            Planned::Impossible(why) => {
+                let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
+                self.refuse(job, launch, LaunchVerdict::Reject(failure));
+            }
+            Planned::Unread(error) => {
+                self.armed.retain(|armed| armed.launch != launch);
+                self.pause_arming("store_unavailable", error.to_string());
+            }
+        }
+    }
+
+    pub(super) fn prepared(&mut self, launch: LaunchId) {
+        let (boot_id, store) = (self.boot_id.clone(), self.store.clone());
+        let Some(armed) = self.armed_mut(launch) else { return };
+        if armed.unwanted {
+            armed.stage = Stage::Leaving;
+            return self.launcher.disarm(launch);
+        }
+        armed.stage = Stage::Intending;
+        let job = armed.job;
+        let Some(attempt) = self.jobs.get(&job).map(|entry| entry.attempt) else { return };
+        self.work.push(Box::pin(async move {
+            let result = store.commit(vec![Change::Arm { job, attempt, launch, boot_id }]).await;
+            Done::Intended { launch, result }
+        }));
+    }
+
+    pub(super) fn prepare_failed(&mut self, launch: LaunchId, error: PrepareError) {
+        let Some(armed) = self.armed_mut(launch) else { return };
+        let job = armed.job;
+        match error {
+            PrepareError::Plan(why) => {
+                let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
+                self.refuse(job, launch, LaunchVerdict::Reject(failure));
+            }
+            PrepareError::Directory { full, .. } => {
+                self.armed.retain(|armed| armed.launch != launch);
+                self.pause_arming(if full { "disk_low" } else { "launcher_failed" }, error.to_string());
+                self.resume_operations(job);
+            }
+        }
+    }
+
+    pub(super) fn intended(&mut self, launch: LaunchId, result: Result<(), StoreError>) {
+        let Some(armed) = self.armed_mut(launch) else { return };
+        match result {
+            Ok(()) if !armed.unwanted => {
+                armed.stage = Stage::Spawning;
+                self.launcher.arm(launch);
+            }
+            Ok(()) => {
+                armed.stage = Stage::Leaving;
+                self.launcher.disarm(launch);
+            }
+            Err(error) => {
+                armed.stage = Stage::Leaving;
+                self.launcher.disarm(launch);
+                self.pause_arming("store_unavailable", error.to_string());
+            }
+        }
+    }
+
+    pub(super) fn ready(&mut self, launch: LaunchId) {
+        if let Some(armed) = self.armed_mut(launch)
+            && armed.stage == Stage::Spawning
+        {
+            armed.stage = Stage::Ready;
+            self.arm_pause = None;
+        }
+    }
+
+    /// A launch that was armed is gone, and nothing was started.
+    pub(super) fn disarmed(&mut self, launch: LaunchId, reason: Option<String>) {
+        let Some(at) = self.armed.iter().position(|armed| armed.launch == launch) else { return };
+        let armed = self.armed.remove(at);
+        self.owed.push(Change::Disarm { launch });
+        if armed.stage != Stage::Leaving {
+            let why = reason.unwrap_or_else(|| "its shim went away".into());
+            tracing::warn!(job = %armed.job, %launch, why, "a launch could not be armed");
+            self.pause_arming("launcher_failed", why);
+        }
+        self.resume_operations(armed.job);
+    }
+
+    /// Tells the ready launch of a lane to start, if its slots are free.
+    fn start_ready(&mut self, lane: Lane) {
+        let Some(at) = self.armed.iter().position(|armed| {
+            lane.has(armed.gpus) && armed.stage == Stage::Ready && !armed.unwanted && self.slots.are_free(armed.gpus)
+        }) else {
+            return;
+        };
+        let (job, launch) = (self.armed[at].job, self.armed[at].launch);
+        let Some(taken) = self.slots.take(launch, self.armed[at].gpus) else { return };
+        let judged = self.armed[at].judged.as_ref();
+        if judged.is_some_and(|(when, uuids)| when.elapsed() > VERDICT_AGE || *uuids != taken.uuids) {
+            // Too old to rely on, or about other GPUs: judged again, from the beginning.
+            self.slots.free(launch, taken.idle_since);
+            return self.disarm(job);
+        }
+        match self.launcher.go(launch, &taken.uuids) {
+            Ok(()) => {
+                self.armed.remove(at);
+                self.went(job, launch, taken);
+            }
+            // Its shim is gone, and its event follows.
+            Err(_) => self.slots.free(launch, taken.idle_since),
+        }
+    }
+
+    pub(super) fn is_armed(&self, job: JobId) -> bool {
+        self.armed.iter().any(|armed| armed.job == job)
+    }
+
+    /// Takes back the launch of a job, now or as soon as it can be.
+    pub(super) fn disarm(&mut self, job: JobId) {
+        let Some(at) = self.armed.iter().position(|armed| armed.job == job) else { return };
+        let armed = &mut self.armed[at];
+        armed.unwanted = true;
+        let launch = armed.launch;
+        match armed.stage {
+            Stage::Planning => {
+                self.armed.remove(at);
+                self.resume_operations(job);
+            }
+            // The next event of it finds it unwanted.
+            Stage::Preparing | Stage::Intending | Stage::Leaving => {}
+            Stage::Spawning | Stage::Ready => {
+                armed.stage = Stage::Leaving;
+                self.launcher.disarm(launch);
+            }
+        }
+    }
+
+    /// A job that never starts, or not now, because plugins or its own plan say so.
+    fn refuse(&mut self, job: JobId, launch: LaunchId, verdict: LaunchVerdict) {
+        self.armed.retain(|armed| armed.launch != launch);
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        entry.busy = true;
+        let now = Time::now();
+        let (to, change) = match verdict {
+            LaunchVerdict::Accept | LaunchVerdict::Wait(_) => return self.resume_operations(job),
+            LaunchVerdict::Reject(failure) => {
+                let deliveries = self.hooks.deliveries(entry.profile.as_deref(), State::Failed);
+                let end = End {
+                    job,
+                    launch: None,
+                    from: State::Queued,
+                    to: State::Failed,
+                    exit: Exit::default(),
+                    failure: Some(failure),
+                    reason: None,
+                    usage: None,
+                    started_at: None,
+                    finished_at: now,
+                    deliveries,
+                };
+                (State::Failed, Change::End(Box::new(end)))
+            }
+            LaunchVerdict::Hold(reason) => {
+                let (by, deliveries) = ("plugin".to_owned(), Vec::new());
+                let (from, to, at) = (State::Queued, State::Held, now);
+                (State::Held, Change::Move { job, from, to, reason: Some(reason), at, by, deliveries })
+            }
+        };
+        let store = self.store.clone();
+        self.work.push(Box::pin(async move {
+            let result = store.commit(vec![change]).await;
+            Done::Refused { job, to, result }
+        }));
+    }
+
+    pub(super) fn refused(&mut self, job: JobId, to: State, result: Result<(), StoreError>) {
+        match result {
+            Ok(()) => self.set_state(job, to),
+            Err(error) => self.pause_arming("store_unavailable", error.to_string()),
+        }
+        self.resume_operations(job);
+    }
+
+    pub(super) fn pause_arming(&mut self, code: &str, message: String) {
+        let delay = self.arm_pause.as_ref().map_or(FIRST_PAUSE, |pause| (pause.delay * 2).min(LONGEST_PAUSE));
+        let until = Some(Instant::now() + delay);
+        self.arm_pause = Some(ArmPause { until, delay, reason: Reason::new(code, message) });
+    }
+
+    /// `arm_next` may try again.
+    pub(super) fn arm_pause_ends(&mut self) {
+        if let Some(pause) = &mut self.arm_pause {
+            pause.until = None;
+        }
+    }
+
+    fn armed_mut(&mut self, launch: LaunchId) -> Option<&mut Armed> {
+        self.armed.iter_mut().find(|armed| armed.launch == launch)
+    }
+}
+
+/// Jobs with GPUs and jobs without wait for different things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Gpu,
+    Cpu,
+}
+
+impl Lane {
+    /// The lane of a job that needs this many GPUs.
+    pub(super) fn of(gpus: u32) -> Self {
+        if gpus == 0 { Self::Cpu } else { Self::Gpu }
+    }
+
+    fn has(self, gpus: u32) -> bool {
+        Self::of(gpus) == self
+    }
+}
+
+/// What the launcher must know to start this attempt of a job, or why it cannot be started at all.
+fn plan(job: &Job, launch: LaunchId, attempt: u32) -> Result<LaunchPlan, String> {
+    let format = job.spec.config_format;
+    Ok(LaunchPlan {
+        job: job.id,
+        launch,
+        attempt,
+        command: job.spec.command.clone(),
+        external_id: job.spec.external_id.clone(),
+        cwd: job.spec.cwd.as_ref().map(PathBuf::from),
+        env: job.spec.env.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect(),
+        hide_gpus: job.spec.gpus == 0,
+        config: Some(ConfigFile { file_name: format.file_name().to_owned(), bytes: written(format, &job.config)? }),
+        time_limit: job.spec.time_limit,
+        grace: job.spec.grace,
+        stop_signal: nix::libc::SIGTERM,
+    })
+}
+
+fn written(format: ConfigFormat, config: &serde_json::Map<String, serde_json::Value>) -> Result<Vec<u8>, String> {
+    match format {
+        ConfigFormat::Json => serde_json::to_vec_pretty(config).map_err(|error| error.to_string()),
+        ConfigFormat::Yaml => super::yaml::to_vec(config).map_err(|error| error.to_string()),
+        ConfigFormat::Toml => toml::to_string(config)
+            .map(String::into_bytes)
+            .map_err(|error| format!("the configuration cannot be written as TOML: {error} (TOML has no null)")),
+    }
+}

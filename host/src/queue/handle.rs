@@ -1,0 +1,245 @@
+//! What the rest of the service may ask of the queue.
+
+use std::fmt;
+use std::sync::Arc;
+
+use taxiway_job::{Job, JobId, Progress, Reason, State};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::store::{BodyHash, StoreError};
+
+/// Commands that may wait for the owner: enough for every connection to have one, and a bound all the same.
+pub(super) const WAITING_COMMANDS: usize = 1024;
+
+/// A handle to the queue. Clones share it.
+#[derive(Clone)]
+pub struct Queue {
+    pub(super) commands: mpsc::Sender<Command>,
+}
+
+/// Whether the queue starts jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Jobs start as slots become free.
+    Run,
+    /// What runs goes on; nothing starts.
+    Paused,
+    /// What runs goes on, nothing starts, and the service ends when nothing runs any more.
+    Draining,
+}
+
+impl Mode {
+    /// Its name in lower case, as the API spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a job stands at this moment, as far as only the queue knows it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// From 1; none for what is not queued.
+    pub position: Option<usize>,
+    /// Why it waits.
+    pub reason: Option<Reason>,
+    /// The last it said of how far it is.
+    pub progress: Option<Progress>,
+}
+
+/// The queue in a few numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Whether it starts jobs.
+    pub mode: Mode,
+    /// Jobs that are pending, running or cancelling, in the order of their start.
+    pub running: Vec<JobId>,
+    /// How many are queued.
+    pub queued: usize,
+    /// How many are held.
+    pub held: usize,
+}
+
+/// What a person wants done to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Cancel,
+    Hold,
+    Release,
+}
+
+impl Verb {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel",
+            Self::Hold => "hold",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// One message to the owner.
+pub(super) enum Command {
+    Submit { job: Arc<Job>, body: BodyHash, reply: oneshot::Sender<Result<Standing, QueueError>> },
+    Operate(Operation),
+    SetMode { mode: Mode, by: String, reply: oneshot::Sender<Result<(), QueueError>> },
+    Standing { ids: Vec<JobId>, reply: oneshot::Sender<Vec<Standing>> },
+    Summary { reply: oneshot::Sender<Summary> },
+}
+
+/// A verb on its way.
+pub(super) struct Operation {
+    pub(super) id: JobId,
+    pub(super) verb: Verb,
+    pub(super) by: String,
+    pub(super) reply: oneshot::Sender<Result<State, QueueError>>,
+}
+
+impl Operation {
+    pub(super) fn answer(self, result: Result<State, QueueError>) {
+        // An error means that the asker has gone away; what was done stays done.
+        let _ = self.reply.send(result);
+    }
+}
+
+/// The queue cannot do it; nothing has changed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueueError {
+    /// No job has this id.
+    #[error("there is no job {0}")]
+    NotFound(JobId),
+    /// The job's state forbids it.
+    #[error("cannot {verb} job {id}: it is {state}{}", hint(verb, *state))]
+    Illegal {
+        /// Which job.
+        id: JobId,
+        /// Its state.
+        state: State,
+        /// What was asked.
+        verb: &'static str,
+    },
+    /// It wants more GPUs than there are.
+    #[error("the job asks for {asked} GPUs and this machine has {slots} that the queue may use")]
+    TooManyGpus {
+        /// GPUs asked for.
+        asked: u32,
+        /// GPUs there are.
+        slots: usize,
+    },
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The service is stopping.
+    #[error("the service is stopping; the same request will work when it is back")]
+    Stopping,
+}
+
+fn hint(verb: &str, state: State) -> &'static str {
+    match (verb, state) {
+        ("hold", state) if state.is_live() => "; `requeue` with `hold` stops a running job gracefully and holds it",
+        ("release", state) if !state.has_ended() => "; only held jobs can be released",
+        (_, state) if state.has_ended() => "; it has ended",
+        _ => "",
+    }
+}
+
+impl Queue {
+    /// Takes a job whose state is `queued` or `held`. It is durable when this returns.
+    ///
+    /// # Errors
+    /// When it asks for more GPUs than there are, or the store refuses it.
+    pub async fn submit(&self, job: Arc<Job>, body: BodyHash) -> Result<Standing, QueueError> {
+        self.ask(|reply| Command::Submit { job, body, reply }).await?
+    }
+
+    /// Cancels a job. A job without processes is `cancelled` when this returns, one with processes `cancelling`; the order is
+    /// durable in both cases. Cancelling twice is fine.
+    ///
+    /// # Errors
+    /// When there is no such job, or it has ended otherwise.
+    pub async fn cancel(&self, id: JobId, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Cancel, by).await
+    }
+
+    /// Takes a queued job out of the line until it is released.
+    ///
+    /// # Errors
+    /// When there is no such job, or it is not queued.
+    pub async fn hold(&self, id: JobId, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Hold, by).await
+    }
+
+    /// Puts a held job back into the line, at the place it had.
+    ///
+    /// # Errors
+    /// When there is no such job, or it is not held.
+    pub async fn release(&self, id: JobId, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Release, by).await
+    }
+
+    /// Starts nothing more; what runs goes on.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn pause(&self, by: &str) -> Result<(), QueueError> {
+        self.set_mode(Mode::Paused, by).await
+    }
+
+    /// Starts jobs again.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn resume(&self, by: &str) -> Result<(), QueueError> {
+        self.set_mode(Mode::Run, by).await
+    }
+
+    /// Starts nothing more, and ends the service when nothing runs any more; it starts paused the next time.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn drain(&self, by: &str) -> Result<(), QueueError> {
+        self.set_mode(Mode::Draining, by).await
+    }
+
+    /// How these jobs stand, in the order of the ids. What is not known here has an empty standing.
+    pub async fn standing(&self, ids: Vec<JobId>) -> Vec<Standing> {
+        let asked = ids.len();
+        let answer = self.ask(|reply| Command::Standing { ids, reply }).await;
+        answer.unwrap_or_else(|_| vec![Standing::default(); asked])
+    }
+
+    /// The queue in a few numbers.
+    ///
+    /// # Errors
+    /// When the service is stopping.
+    pub async fn summary(&self) -> Result<Summary, QueueError> {
+        self.ask(|reply| Command::Summary { reply }).await
+    }
+
+    async fn operate(&self, id: JobId, verb: Verb, by: &str) -> Result<State, QueueError> {
+        let by = by.to_owned();
+        self.ask(|reply| Command::Operate(Operation { id, verb, by, reply })).await?
+    }
+
+    async fn set_mode(&self, mode: Mode, by: &str) -> Result<(), QueueError> {
+        let by = by.to_owned();
+        self.ask(|reply| Command::SetMode { mode, by, reply }).await?
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, QueueError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| QueueError::Stopping)?;
+        answer.await.map_err(|_| QueueError::Stopping)
+    }
+}

@@ -1,0 +1,233 @@
+//! From `go` to the end of an attempt.
+
+use taxiway_job::{Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progress, Reason, State, Time, Usage};
+use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
+
+use super::owner::{Live, Owner};
+use super::slots::Taken;
+use crate::store::{Change, End};
+
+/// What is known of an attempt whose processes are all gone.
+pub(super) enum Ending {
+    /// The shim recorded its status.
+    Record(Box<ExitRecord>),
+    /// No status was recorded; what was found instead.
+    Lost(String),
+    /// It had been told to start, and the evidence says that it did not, for this reason if there is one.
+    NotStarted(Option<String>),
+}
+
+impl Owner {
+    pub(super) fn launcher_event(&mut self, event: Event) {
+        match event {
+            Event::Prepared { launch } => self.prepared(launch),
+            Event::PrepareFailed { launch, error } => self.prepare_failed(launch, error),
+            Event::Ready { launch } => self.ready(launch),
+            Event::Started { launch, process } => self.process_started(launch, &process),
+            Event::Ended { launch, record } => self.over(launch, Ending::Record(record)),
+            Event::Settled { launch, settlement } => match settlement {
+                Settlement::NotStarted { .. } if self.recovered_as_not_started(launch) => {}
+                Settlement::NotStarted { reason } if self.live.contains_key(&launch) => {
+                    self.over(launch, Ending::NotStarted(reason));
+                }
+                Settlement::NotStarted { reason } => self.disarmed(launch, reason),
+                Settlement::Record(record) => self.over(launch, Ending::Record(record)),
+                Settlement::Lost { evidence } => self.over(launch, Ending::Lost(evidence)),
+            },
+            Event::Adopted { launch, phase } => {
+                let process = match phase {
+                    AdoptedPhase::Running(process) => Some(process),
+                    AdoptedPhase::Ended => None,
+                };
+                self.adopted(launch, process);
+            }
+            Event::Unresponsive { launch, shim_pid } => {
+                if let Some(live) = self.live.get_mut(&launch) {
+                    tracing::warn!(job = %live.job, %launch, shim_pid, "a shim holds its lock and does not answer");
+                    live.unresponsive = Some(shim_pid);
+                }
+            }
+            Event::Unkillable { launch, pids } => {
+                let job = self.live.get(&launch).map(|live| live.job.to_string());
+                tracing::error!(job, %launch, ?pids, "processes survive SIGKILL; their slot stays taken until they are gone");
+            }
+            Event::Progress { launch, progress } => self.progressed(launch, progress),
+        }
+    }
+
+    /// `go` was sent: the job is pending.
+    pub(super) fn went(&mut self, job: JobId, launch: LaunchId, taken: Taken) {
+        self.owed.push(Change::Go { job, launch, gpu_uuids: taken.uuids.clone(), at: Time::now() });
+        self.set_state(job, State::Pending);
+        self.track(job, launch, taken);
+    }
+
+    /// Follows a launch from now on.
+    pub(super) fn track(&mut self, job: JobId, launch: LaunchId, taken: Taken) {
+        self.starts += 1;
+        let live = Live { job, order: self.starts, taken, progress: None, unresponsive: None, end: None };
+        self.live.insert(launch, live);
+    }
+
+    pub(super) fn process_started(&mut self, launch: LaunchId, process: &Started) {
+        let Some(live) = self.live.get_mut(&launch) else { return };
+        live.unresponsive = None;
+        let job = live.job;
+        let handover = live.taken.idle_since.take().map(|idle_since| handover(idle_since, process));
+        let (pid, start_time, at) = (process.pid, process.start_time, process.at.time());
+        self.owed.push(Change::Running { job, launch, pid, start_time, at, handover });
+        if self.jobs.get(&job).is_some_and(|entry| entry.state == State::Pending) {
+            self.set_state(job, State::Running);
+        }
+    }
+
+    fn progressed(&mut self, launch: LaunchId, progress: Progress) {
+        let Some(live) = self.live.get_mut(&launch) else { return };
+        if live.progress.as_ref() == Some(&progress) {
+            return;
+        }
+        live.progress = Some(progress.clone());
+        self.owed.push(Change::Progress { job: live.job, progress, at: Time::now() });
+    }
+
+    /// Every process of a launch is gone.
+    fn over(&mut self, launch: LaunchId, ending: Ending) {
+        self.recovered_as_told(launch);
+        let Some(live) = self.live.get_mut(&launch) else { return };
+        if self.jobs.get(&live.job).is_some_and(|entry| entry.busy) {
+            // A stop of it is being written. Its answer says how the job ends.
+            live.end = Some(ending);
+            return;
+        }
+        self.finish(launch, ending);
+    }
+
+    /// Goes on with an end that came while a request about the job was being written.
+    pub(super) fn end_that_waited(&mut self, launch: LaunchId) {
+        if let Some(ending) = self.live.get_mut(&launch).and_then(|live| live.end.take()) {
+            self.finish(launch, ending);
+        }
+    }
+
+    fn finish(&mut self, launch: LaunchId, ending: Ending) {
+        let Some(live) = self.live.remove(&launch) else { return };
+        let job = live.job;
+        let Some(entry) = self.jobs.get(&job) else { return self.slots.free(launch, None) };
+        let state = entry.state;
+        let stop = (state == State::Cancelling).then_some(entry.stop_target).flatten();
+        let mut ended = match &ending {
+            Ending::NotStarted(reason) => {
+                tracing::warn!(%job, %launch, reason, "a launch was lost before its command was started");
+                if let Some(reason) = reason {
+                    self.pause_arming("launcher_failed", reason.clone());
+                }
+                if stop.is_none() {
+                    self.slots.free(launch, live.taken.idle_since);
+                    self.owed.push(Change::NotStarted { job, launch, at: Time::now() });
+                    // It waits again, with the same attempt.
+                    return self.set_state(job, State::Queued);
+                }
+                Ended::default()
+            }
+            Ending::Record(record) => {
+                // The end of the log is read here only for a job that failed; it was written a moment ago.
+                let tail = match record.exit().code {
+                    Some(0) => Vec::new(),
+                    _ => self.log_tail(job, launch),
+                };
+                Ended {
+                    exit: record.exit(),
+                    failure: taxiway_launcher::failure::classify(record, &tail),
+                    usage: Some(record.usage()),
+                    started_at: record.started_at(),
+                    finished_at: Some(record.finished_at()),
+                    ended_at: Some(record.ended.monotonic_ns),
+                }
+            }
+            Ending::Lost(evidence) => Ended {
+                failure: Some(Failure {
+                    class: FailureClass::HostLost,
+                    message: "the machine or the job's shim went away and no exit status was recorded".into(),
+                    evidence: Some(evidence.clone()),
+                }),
+                ..Ended::default()
+            },
+        };
+        let waiting = !self.line.is_empty();
+        self.slots.free(launch, ended.ended_at.filter(|_| waiting));
+        if let Ending::Record(record) = &ending {
+            self.then.confirm.push(launch);
+            // A start that was never reported, as after an adoption: no job ends without having run.
+            if state == State::Pending
+                && let Some(process) = record.process
+            {
+                let (pid, start_time, at) = (process.pid, process.start_time, process.at.time());
+                self.owed.push(Change::Running { job, launch, pid, start_time, at, handover: None });
+                self.set_state(job, State::Running);
+            }
+        }
+        let to = match stop {
+            Some(target) => {
+                ended.failure = None;
+                target.into()
+            }
+            None if ended.failure.is_none() => State::Completed,
+            None => State::Failed,
+        };
+        self.end(job, launch, to, ended);
+    }
+
+    /// The attempt is over; the job ends, or waits for another one.
+    fn end(&mut self, job: JobId, launch: LaunchId, to: State, ended: Ended) {
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        let from = entry.state;
+        let deliveries = if to.has_ended() { self.hooks.deliveries(entry.profile.as_deref(), to) } else { Vec::new() };
+        if !to.has_ended() {
+            entry.attempt += 1;
+            entry.stop_target = None;
+        }
+        let reason = (to == State::Cancelled).then(|| Reason::new("cancelled", "cancelled while it ran"));
+        let Ended { exit, failure, usage, started_at, finished_at, .. } = ended;
+        let finished_at = finished_at.unwrap_or_else(Time::now);
+        self.owed.push(Change::End(Box::new(End {
+            job,
+            launch: Some(launch),
+            from,
+            to,
+            exit,
+            failure,
+            reason,
+            usage,
+            started_at,
+            finished_at,
+            deliveries,
+        })));
+        self.set_state(job, to);
+        self.resume_operations(job);
+    }
+}
+
+/// The facts of an end.
+#[derive(Default)]
+struct Ended {
+    exit: Exit,
+    failure: Option<Failure>,
+    usage: Option<Usage>,
+    started_at: Option<Time>,
+    finished_at: Option<Time>,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    ended_at: Option<u64>,
+}
+
+/// The idle gap of a slot, split at the moment when the shim read `go`.
+fn handover(idle_since: u64, process: &Started) -> Handover {
+    let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
+    let mut parts = serde_json::Map::new();
+    for (name, from, to) in [
+        ("end_to_go", idle_since, process.go_at.monotonic_ns),
+        ("go_to_exec", process.go_at.monotonic_ns, process.at.monotonic_ns),
+    ] {
+        parts.insert(name.into(), seconds(from, to).into());
+    }
+    Handover { gap_seconds: seconds(idle_since, process.at.monotonic_ns), parts }
+}

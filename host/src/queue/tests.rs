@@ -1,0 +1,173 @@
+//! The owner task on a machine in memory: [`machine`] stands for shims and their files, [`faults`] does random things to both
+//! and checks the rules, [`rules`] tells single stories.
+
+mod checks;
+mod faults;
+mod launch;
+mod machine;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Map;
+use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, Reason, State, Time};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use self::machine::{Machine, Step};
+use super::{Hooks, LaunchVerdict, Options, Queue, SlotGpu};
+use crate::store::{BodyHash, DeliveryId, NewDelivery, Store, StoreError};
+
+/// A service over a machine: what a restart replaces.
+struct Service {
+    store: Store,
+    queue: Queue,
+    /// What the launcher says goes in here.
+    events: mpsc::Sender<taxiway_launcher::Event>,
+    drained: CancellationToken,
+}
+
+impl Service {
+    async fn start(directory: &Path, machine: &Arc<Machine>, slots: Vec<SlotGpu>) -> Result<Self, StoreError> {
+        let store = Store::open(&directory.join("taxiway.db")).expect("the database opens");
+        let (events, said) = mpsc::channel(1024);
+        let drained = CancellationToken::new();
+        let queue = super::start(Options {
+            store: store.clone(),
+            boot_id: machine.boot_id(),
+            launcher: machine.clone(),
+            events: said,
+            jobs_dir: directory.join("jobs"),
+            hooks: Arc::new(Plugins),
+            gpus: slots,
+            cpu_slots: 1,
+            mode: None,
+            drained: drained.clone(),
+        })
+        .await?;
+        Ok(Self { store, queue, events, drained })
+    }
+
+    /// Waits until the owner has heard everything and has written everything that follows from it. What it waits for beyond
+    /// that is the machine's to say.
+    async fn rest(&self) {
+        // A commit's answer may lead to another commit, as when one operation waited for the other; never to a third.
+        for _ in 0..4 {
+            // An error means that the owner was killed.
+            let _ = self.queue.summary().await;
+            let _ = self.store.commit(Vec::new()).await;
+        }
+        let _ = self.queue.summary().await;
+    }
+
+    async fn submit(&self, job: &Job) {
+        self.queue.submit(Arc::new(job.clone()), BodyHash([0; 32])).await.expect("the job is accepted");
+    }
+
+    async fn state(&self, job: &Job) -> State {
+        self.store.job(job.id).await.expect("the store can be read").expect("the job is there").state
+    }
+
+    /// Lets the machine take every step of these kinds that it can, until nothing is left to be done.
+    async fn settle(&self, machine: &Machine, kinds: fn(&Step) -> bool) {
+        loop {
+            self.rest().await;
+            let steps: Vec<Step> = machine.steps().into_iter().filter(kinds).collect();
+            for step in &steps {
+                machine.step(*step, &self.events).await;
+            }
+            // A read of the store may be under way, from which the next call of the launcher follows. That nothing follows
+            // has no event.
+            let quiet = Duration::from_millis(50);
+            if steps.is_empty() && tokio::time::timeout(quiet, machine.called()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the service as a kill would, and waits until what it had sent to its database is there.
+    async fn kill(self, machine: &Machine) {
+        let mut writer = self.store.committing();
+        drop(self);
+        while writer.changed().await.is_ok() {}
+        machine.host_died(false);
+    }
+}
+
+/// A completion hook that hears of every end, and a plugin that judges jobs of the profile `judged` by their name.
+struct Plugins;
+
+#[async_trait]
+impl Hooks for Plugins {
+    fn judges_launch(&self, profile: Option<&str>) -> bool {
+        profile == Some("judged")
+    }
+
+    async fn judge_launch(&self, job: &Job, _: &[String]) -> LaunchVerdict {
+        match job.spec.name.as_str() {
+            "bad" => LaunchVerdict::Reject(Failure {
+                class: FailureClass::Preflight,
+                message: "it is bad".into(),
+                evidence: None,
+            }),
+            "doubtful" => LaunchVerdict::Hold(Reason::new("doubtful", "somebody should look at it")),
+            _ => LaunchVerdict::Accept,
+        }
+    }
+
+    fn deliveries(&self, _: Option<&str>, _: State) -> Vec<NewDelivery> {
+        vec![NewDelivery { id: DeliveryId(uuid::Uuid::now_v7()), plugin: "receiver".into() }]
+    }
+}
+
+fn gpus(count: usize) -> Vec<SlotGpu> {
+    (0..count).map(|n| SlotGpu { uuid: Some(format!("GPU-{n}")), label: format!("GPU {n}") }).collect()
+}
+
+fn virtual_slots(count: usize) -> Vec<SlotGpu> {
+    (0..count).map(|n| SlotGpu { uuid: None, label: format!("slot {n}") }).collect()
+}
+
+fn job(gpus: u32, priority: i16) -> Job {
+    let now = Time::now();
+    Job {
+        id: JobId::new(),
+        spec: JobSpec {
+            name: "job".into(),
+            profile: None,
+            command: vec!["true".into()],
+            cwd: None,
+            env: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            gpus,
+            priority,
+            time_limit: None,
+            grace: Duration::from_secs(30),
+            external_id: None,
+            config_format: ConfigFormat::Json,
+        },
+        config: Map::new(),
+        submitted_config: None,
+        rewrites: Vec::new(),
+        verdicts: Vec::new(),
+        warnings: Vec::new(),
+        state: State::Queued,
+        attempt: 1,
+        reason: None,
+        submitted_at: now,
+        queued_at: now,
+        started_at: None,
+        finished_at: None,
+        submitted_by: "admin".into(),
+        exit: Exit::default(),
+        failure: None,
+        progress: None,
+        gpu_uuids: Vec::new(),
+        usage: None,
+        handover: None,
+    }
+}

@@ -1,0 +1,266 @@
+//! Single stories: what once went wrong, or would be seen only by luck among random orders.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use taxiway_job::{FailureClass, Job, State};
+
+use super::launch::Shim;
+use super::machine::{Kill, Known, Machine, Step};
+use super::{Service, gpus, job, virtual_slots};
+use crate::queue::{QueueError, SlotGpu};
+use crate::store::BodyHash;
+
+/// Everything but ends, which the tests choose.
+fn all_but_ends(step: &Step) -> bool {
+    !matches!(step, Step::End(..))
+}
+
+/// Launches get as far as `go`, and no command is started.
+fn up_to_go(step: &Step) -> bool {
+    matches!(step, Step::Serve(_) | Step::Deliver(_))
+}
+
+/// A machine that knows these jobs, first to start first, and an empty directory for the database.
+fn machine(slots: &[SlotGpu], jobs: &[&Job]) -> (Arc<Machine>, tempfile::TempDir) {
+    let machine = Machine::new(slots.len());
+    for (index, job) in jobs.iter().enumerate() {
+        let known = Known { gpus: job.spec.gpus, place: (0, index) };
+        machine.rules(|rules| rules.jobs.insert(job.id, known));
+    }
+    (Arc::new(machine), tempfile::tempdir().expect("a directory"))
+}
+
+fn nothing_is_broken(machine: &Machine) {
+    assert_eq!(machine.rules(|rules| std::mem::take(&mut rules.broken)), Vec::<String>::new());
+}
+
+fn runs(machine: &Machine, job: &Job) -> bool {
+    matches!(machine.shim_of(job.id), Some(Shim::Running(_)))
+}
+
+async fn end(service: &Service, machine: &Machine, job: &Job, code: i32) {
+    let launch = machine.launch_of(job.id).expect("it was launched");
+    machine.step(Step::End(launch, code), &service.events).await;
+}
+
+#[tokio::test]
+async fn after_a_restart_nothing_starts_beside_a_job_that_runs_on() {
+    for slots in [virtual_slots(1), gpus(1)] {
+        let (first, second) = (job(1, 0), job(1, 0));
+        let (machine, directory) = machine(&slots, &[&first, &second]);
+        let service = Service::start(directory.path(), &machine, slots.clone()).await.expect("starts");
+        service.submit(&first).await;
+        service.submit(&second).await;
+        service.settle(&machine, all_but_ends).await;
+        assert!(runs(&machine, &first));
+        assert_eq!(machine.shim_of(second.id), Some(Shim::Waiting), "the next in line is armed");
+        service.kill(&machine).await;
+
+        let service = Service::start(directory.path(), &machine, slots).await.expect("starts again");
+        service.settle(&machine, all_but_ends).await;
+        assert!(runs(&machine, &first) && !runs(&machine, &second));
+        end(&service, &machine, &first, 0).await;
+        service.settle(&machine, all_but_ends).await;
+        assert!(runs(&machine, &second));
+        assert_eq!((service.state(&first).await, service.state(&second).await), (State::Completed, State::Running));
+        nothing_is_broken(&machine);
+    }
+}
+
+#[tokio::test]
+async fn a_job_told_to_start_in_the_last_instant_of_a_service_keeps_its_slot_in_the_next() {
+    for slots in [virtual_slots(1), gpus(1)] {
+        let (first, second, third) = (job(1, 0), job(1, 0), job(1, 0));
+        let (machine, directory) = machine(&slots, &[&first, &second, &third]);
+        let service = Service::start(directory.path(), &machine, slots.clone()).await.expect("starts");
+        for job in [&first, &second, &third] {
+            service.submit(job).await;
+        }
+        service.settle(&machine, all_but_ends).await;
+        machine.kill(Kill { call: Some("go"), calls: 1, before: false });
+        end(&service, &machine, &first, 0).await;
+        service.settle(&machine, up_to_go).await;
+        assert!(machine.was_killed());
+        assert_eq!(machine.shim_of(second.id), Some(Shim::Told));
+        assert_eq!((service.state(&first).await, service.state(&second).await), (State::Running, State::Queued));
+        service.kill(&machine).await;
+
+        let service = Service::start(directory.path(), &machine, slots).await.expect("starts again");
+        service.settle(&machine, all_but_ends).await;
+        assert_eq!((service.state(&first).await, service.state(&second).await), (State::Completed, State::Running));
+        assert!(!runs(&machine, &third));
+        end(&service, &machine, &second, 0).await;
+        service.settle(&machine, all_but_ends).await;
+        assert!(runs(&machine, &third));
+        nothing_is_broken(&machine);
+    }
+}
+
+#[tokio::test]
+async fn a_launch_that_is_lost_before_its_start_while_its_job_is_being_cancelled_ends_as_cancelled() {
+    let (slots, job) = (virtual_slots(1), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.submit(&job).await;
+    service.settle(&machine, up_to_go).await;
+    assert_eq!(machine.shim_of(job.id), Some(Shim::Told));
+    // Nothing can be committed while another connection writes.
+    let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
+    let (queue, id) = (service.queue.clone(), job.id);
+    let cancel = tokio::spawn(async move { queue.cancel(id, "tester").await });
+    let launch = machine.launch_of(job.id).expect("it was launched");
+    // Each answer shows that the owner has done what it was told before.
+    for step in [None, None, Some(Step::Lose(launch)), Some(Step::Deliver(launch)), None] {
+        if let Some(step) = step {
+            machine.step(step, &service.events).await;
+        }
+        tokio::task::yield_now().await;
+        service.queue.summary().await.expect("the owner lives");
+    }
+    other.execute_batch("COMMIT").expect("nothing was written");
+    assert_eq!(cancel.await.expect("no panic").expect("it is cancelled"), State::Cancelling);
+    service.settle(&machine, all_but_ends).await;
+    assert_eq!(service.state(&job).await, State::Cancelled);
+    let summary = service.queue.summary().await.expect("the owner lives");
+    assert_eq!((summary.running.len(), summary.queued), (0, 0));
+}
+
+#[tokio::test]
+async fn a_stop_that_was_stored_and_not_signalled_is_signalled_by_the_next_service() {
+    let (slots, job) = (virtual_slots(1), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots.clone()).await.expect("starts");
+    service.submit(&job).await;
+    service.settle(&machine, all_but_ends).await;
+    machine.kill(Kill { call: Some("stop"), calls: 1, before: true });
+    let answer = service.queue.cancel(job.id, "tester").await;
+    assert!(matches!(answer, Err(QueueError::Stopping)), "{answer:?}");
+    service.kill(&machine).await;
+
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts again");
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &job) && !machine.runs_on(job.id), "it was asked to stop");
+    assert_eq!(service.state(&job).await, State::Cancelling);
+    end(&service, &machine, &job, 0).await;
+    service.settle(&machine, all_but_ends).await;
+    assert_eq!(service.state(&job).await, State::Cancelled);
+}
+
+#[tokio::test]
+async fn a_drained_queue_is_done_when_the_last_end_is_stored() {
+    let (slots, running, waiting) = (virtual_slots(1), job(1, 0), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&running, &waiting]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.submit(&running).await;
+    service.submit(&waiting).await;
+    service.settle(&machine, all_but_ends).await;
+    let (queue, drain) = (service.queue.clone(), service.settle(&machine, all_but_ends));
+    let (drained, ()) = tokio::join!(queue.drain("tester"), drain);
+    drained.expect("is stored");
+    assert!(!service.drained.is_cancelled(), "a job still runs");
+    end(&service, &machine, &running, 0).await;
+    machine.step(Step::Deliver(machine.launch_of(running.id).expect("it was launched")), &service.events).await;
+    service.drained.cancelled().await;
+    assert_eq!((service.state(&running).await, service.state(&waiting).await), (State::Completed, State::Queued));
+    assert_eq!(service.store.setting("mode").await.expect("reads").as_deref(), Some("paused"));
+}
+
+#[tokio::test]
+async fn an_operation_that_comes_right_after_an_end_hears_of_it() {
+    let (slots, job) = (virtual_slots(1), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.submit(&job).await;
+    service.settle(&machine, all_but_ends).await;
+    end(&service, &machine, &job, 0).await;
+    let launch = machine.launch_of(job.id).expect("it was launched");
+    machine.step(Step::Deliver(launch), &service.events).await;
+    let answer = service.queue.cancel(job.id, "tester").await;
+    assert!(matches!(answer, Err(QueueError::Illegal { state: State::Completed, .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_operation_that_comes_right_after_a_submission_finds_its_job() {
+    let (slots, job) = (virtual_slots(1), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    let (submitted, cancelled) = tokio::join!(
+        service.queue.submit(Arc::new(job.clone()), BodyHash([0; 32])),
+        service.queue.cancel(job.id, "tester"),
+    );
+    submitted.expect("is accepted");
+    assert_eq!(cancelled.expect("is cancelled"), State::Cancelled);
+}
+
+#[tokio::test]
+async fn a_job_whose_gpus_were_lost_does_not_hold_up_the_others() {
+    let (large, small) = (job(2, 0), job(1, 0));
+    let (machine, directory) = machine(&gpus(2), &[&large, &small]);
+    let service = Service::start(directory.path(), &machine, gpus(2)).await.expect("starts");
+    service.queue.pause("tester").await.expect("is stored");
+    service.submit(&large).await;
+    service.submit(&small).await;
+    service.queue.resume("tester").await.expect("is stored");
+    service.kill(&machine).await;
+
+    let service = Service::start(directory.path(), &machine, gpus(1)).await.expect("starts again");
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &small));
+    let standing = service.queue.standing(vec![large.id]).await.remove(0);
+    assert_eq!(
+        (standing.position, standing.reason.map(|reason| reason.code)),
+        (Some(1), Some("gpus_unavailable".into()))
+    );
+}
+
+#[tokio::test]
+async fn what_a_plugin_says_at_launch_is_what_becomes_of_the_job() {
+    let slots = virtual_slots(1);
+    let judged = |name: &str| {
+        let mut job = job(1, 0);
+        job.spec.profile = Some("judged".into());
+        job.spec.name = name.into();
+        job
+    };
+    let (bad, doubtful, good) = (judged("bad"), judged("doubtful"), judged("good"));
+    let (machine, directory) = machine(&slots, &[&bad, &doubtful, &good]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    for job in [&bad, &doubtful, &good] {
+        service.submit(job).await;
+    }
+    service.settle(&machine, all_but_ends).await;
+    let failed = service.store.job(bad.id).await.expect("reads").expect("is there");
+    assert_eq!(
+        (failed.state, failed.failure.map(|failure| failure.class)),
+        (State::Failed, Some(FailureClass::Preflight))
+    );
+    assert_eq!(service.store.deliveries_of(bad.id).await.expect("reads").len(), 1);
+    let held = service.store.job(doubtful.id).await.expect("reads").expect("is there");
+    assert_eq!((held.state, held.reason.map(|reason| reason.code)), (State::Held, Some("doubtful".into())));
+    assert!(runs(&machine, &good));
+    nothing_is_broken(&machine);
+}
+
+#[tokio::test]
+async fn a_queue_that_could_not_arm_a_job_rests_once_the_job_is_gone() {
+    let (slots, job) = (virtual_slots(1), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.submit(&job).await;
+    while machine.launch_of(job.id).is_none() {
+        machine.called().await;
+    }
+    machine.step(Step::Refuse(0), &service.events).await;
+    machine.step(Step::Deliver(0), &service.events).await;
+    service.rest().await;
+    service.queue.cancel(job.id, "tester").await.expect("is cancelled");
+    // The owner runs on this thread. Doing nothing has no event, so this watches it do nothing for a while.
+    let busy = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).expect("the clock exists");
+    let before = busy();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let spent = busy() - before;
+    assert!(spent < Duration::from_millis(100), "it spent {spent:?}");
+}

@@ -1,0 +1,176 @@
+//! The service, put together: which room gets what of the others, and in which order they start and stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use taxiway_job::{Job, State, Time};
+use taxiway_launcher::LocalLauncher;
+use taxiway_plugin_host::PluginHost;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{self, Admission};
+use crate::api;
+use crate::config::{DataDir, Settings, Startup};
+use crate::gpu::{self, Inventory};
+use crate::outbox::{self, Outbox};
+use crate::queue::{self, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
+use crate::store::{NewDelivery, Store};
+
+/// Events of the launcher that may wait for the queue: a few for each job that runs at a time.
+const LAUNCHER_EVENTS: usize = 256;
+
+/// How long deliveries that are under way may take once the service stops; those cut off are made again.
+const LAST_DELIVERIES: Duration = Duration::from_secs(2);
+
+/// Everything a request may need.
+pub struct Service {
+    /// What it runs with.
+    pub settings: Settings,
+    /// Everything that is kept.
+    pub store: Store,
+    /// What starts next.
+    pub queue: Queue,
+    /// What may be submitted.
+    pub admission: Admission,
+    /// The plugins.
+    pub plugins: PluginHost,
+    /// The GPUs.
+    pub gpus: Inventory,
+    /// When it started.
+    pub started_at: Time,
+}
+
+/// Runs the service until `stop` is cancelled or a drained queue has nothing left to do. Jobs that run go on after it.
+///
+/// # Errors
+/// When it cannot start; each error says what to do.
+pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    // Held until the end: one service on one data directory.
+    let _claim = DataDir::claim(&settings.data_dir)?;
+    let server = api::Server::bind(&settings).await?;
+    let store = Store::open(&settings.database())?;
+    api::ensure_admin_token(&store, &settings.token_file()).await?;
+
+    let program = std::env::current_exe().context("cannot find the taxiway program itself (/proc must be mounted)")?;
+    let plugins = PluginHost::start(taxiway_plugin_host::Options {
+        plugins_dir: settings.plugins_dir(),
+        cache_dir: settings.cache_dir(),
+        ca_file: settings.config.plugins.ca_file.clone(),
+        limits: settings.config.plugins.limits.clone(),
+        bundled: crate::bundled::BUNDLED,
+        compiler: program.clone(),
+    })
+    .await?;
+    let gpus = inventory(&settings).await?;
+    let admission = Admission::new(admission::Options {
+        hooks: Arc::new(plugins.clone()),
+        gpus: gpus.clone(),
+        profiles: settings.config.profiles.clone(),
+        grace: settings.config.launcher.grace,
+        jobs_dir: settings.jobs_dir(),
+    });
+
+    let (events, launcher_events) = mpsc::channel(LAUNCHER_EVENTS);
+    let launcher = LocalLauncher::start(
+        taxiway_launcher::Options {
+            jobs_dir: settings.jobs_dir(),
+            program,
+            log_max_size: settings.config.launcher.log_max_size,
+        },
+        events,
+    )
+    .context("cannot start the launcher")?;
+    let drained = CancellationToken::new();
+    let queue = queue::start(queue::Options {
+        store: store.clone(),
+        boot_id: taxiway_launcher::boot_id().context("cannot read the machine's boot id")?,
+        launcher: Arc::new(launcher),
+        events: launcher_events,
+        jobs_dir: settings.jobs_dir(),
+        hooks: Arc::new(Plugins { admission: admission.clone(), plugins: plugins.clone(), gpus: gpus.clone() }),
+        gpus: slots(&gpus),
+        cpu_slots: settings.config.queue.cpu_slots as usize,
+        mode: match settings.config.queue.startup {
+            Startup::Run => Some(Mode::Run),
+            Startup::Paused => Some(Mode::Paused),
+            Startup::Last => None,
+        },
+        drained: drained.clone(),
+    })
+    .await?;
+    let outbox = Outbox::spawn(outbox::Options {
+        store: store.clone(),
+        hooks: Arc::new(plugins.clone()),
+        jobs_dir: settings.jobs_dir(),
+        max_attempts: outbox::MAX_ATTEMPTS,
+    });
+
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        data_dir = %settings.data_dir.display(),
+        slots = gpus.slot_count(),
+        token_file = %settings.token_file().display(),
+        socket = %settings.socket().display(),
+        "started"
+    );
+    let service = Arc::new(Service { settings, store, queue, admission, plugins, gpus, started_at: Time::now() });
+    let ends = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = drained.cancelled() => ends.cancel(),
+            () = ends.cancelled() => {}
+        }
+    });
+    server.run(service, stop).await;
+    outbox.stop(LAST_DELIVERIES).await;
+    tracing::info!("stopped; jobs that run go on");
+    Ok(())
+}
+
+/// The GPUs, found off the runtime: NVML may take seconds to wake a driver.
+async fn inventory(settings: &Settings) -> anyhow::Result<Inventory> {
+    let section = &settings.config.gpu;
+    let settings = gpu::Settings {
+        only: section.use_.clone(),
+        slots: section.slots,
+        min_free_memory: section.min_free_memory,
+        ignore: section.ignore.clone(),
+        nvml_library: std::env::var_os(gpu::NVML_LIBRARY_VARIABLE).map(PathBuf::from),
+        jobs_dir: settings.jobs_dir(),
+    };
+    Ok(tokio::task::spawn_blocking(move || Inventory::open(settings)).await.context("looking for GPUs broke off")??)
+}
+
+fn slots(gpus: &Inventory) -> Vec<SlotGpu> {
+    let slot = |slot: &gpu::SlotGpu| SlotGpu { uuid: slot.uuid().map(str::to_owned), label: slot.to_string() };
+    gpus.slots().iter().map(slot).collect()
+}
+
+/// What the queue needs of plugins, through the rooms that know them.
+struct Plugins {
+    admission: Admission,
+    plugins: PluginHost,
+    gpus: Inventory,
+}
+
+#[async_trait]
+impl Hooks for Plugins {
+    fn judges_launch(&self, profile: Option<&str>) -> bool {
+        self.admission.has_launch_stage(profile)
+    }
+
+    async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> LaunchVerdict {
+        match self.gpus.views(gpu_uuids).await {
+            Ok(views) => self.admission.judge_launch(job, views).await.verdict,
+            Err(not_free) => LaunchVerdict::Wait(not_free.reason()),
+        }
+    }
+
+    fn deliveries(&self, profile: Option<&str>, _end: State) -> Vec<NewDelivery> {
+        outbox::deliveries_for(&self.plugins, profile)
+    }
+}

@@ -1,0 +1,283 @@
+//! What can be written: every change of a job, a delivery or the queue, as one value.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use taxiway_job::{Exit, Failure, Handover, Job, JobId, LaunchId, Progress, Reason, State, StopTarget, Time, Usage};
+
+/// One change. A unit of several becomes durable together or not at all; each transition leaves its event.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A job was accepted.
+    Submit(Box<NewJob>),
+    /// A person or a plugin moved a job that has no processes: held, released, or cancelled while it waited.
+    Move {
+        /// Which.
+        job: JobId,
+        /// The state it had.
+        from: State,
+        /// `held`, `queued` or `cancelled`.
+        to: State,
+        /// Why, where a person should know.
+        reason: Option<Reason>,
+        /// When.
+        at: Time,
+        /// Who, for the audit trail.
+        by: String,
+        /// One for each completion hook that hears of it; only when it ended.
+        deliveries: Vec<NewDelivery>,
+    },
+    /// The next job in line is about to get a shim: the durable intent.
+    Arm {
+        /// Which.
+        job: JobId,
+        /// Its attempt.
+        attempt: u32,
+        /// The launch's name.
+        launch: LaunchId,
+        /// This boot of the machine.
+        boot_id: String,
+    },
+    /// An armed launch was taken back before anything was started; it leaves no history.
+    Disarm {
+        /// Which.
+        launch: LaunchId,
+    },
+    /// The shim was told to start the command: the job is `pending`.
+    Go {
+        /// Which.
+        job: JobId,
+        /// The launch.
+        launch: LaunchId,
+        /// The GPUs it gets.
+        gpu_uuids: Vec<String>,
+        /// When.
+        at: Time,
+    },
+    /// The command runs: the job is `running`, unless it is being stopped already.
+    Running {
+        /// Which.
+        job: JobId,
+        /// The launch.
+        launch: LaunchId,
+        /// The process.
+        pid: i32,
+        /// Its start time, in clock ticks since boot (proc(5), field 22).
+        start_time: u64,
+        /// When.
+        at: Time,
+        /// The hand-over to it, when its slot was given over directly.
+        handover: Option<Handover>,
+    },
+    /// A stop was ordered: the job is `cancelling` until its processes are gone.
+    Stop {
+        /// Which.
+        job: JobId,
+        /// Where it goes then.
+        target: StopTarget,
+        /// When.
+        at: Time,
+        /// Who.
+        by: String,
+    },
+    /// The attempt is over: every process is gone.
+    End(Box<End>),
+    /// Nothing was started although it had been told to: the job waits again with the same attempt.
+    NotStarted {
+        /// Which.
+        job: JobId,
+        /// The launch.
+        launch: LaunchId,
+        /// When.
+        at: Time,
+    },
+    /// How far a running job is. Best effort: the last one before a crash may be lost.
+    Progress {
+        /// Which.
+        job: JobId,
+        /// How far.
+        progress: Progress,
+        /// When.
+        at: Time,
+    },
+    /// The queue's mode was set.
+    Mode {
+        /// `run`, `paused` or `draining`.
+        mode: crate::queue::Mode,
+        /// When.
+        at: Time,
+        /// Who.
+        by: String,
+    },
+    /// A completion hook took its delivery.
+    Delivered {
+        /// Which.
+        delivery: DeliveryId,
+        /// When.
+        at: Time,
+    },
+    /// A try failed; another follows.
+    DeliveryRetry {
+        /// Which.
+        delivery: DeliveryId,
+        /// When to try again.
+        next_at: Time,
+        /// Why it failed.
+        error: String,
+        /// When.
+        at: Time,
+    },
+    /// The last try failed: dead letter.
+    DeliveryDead {
+        /// Which.
+        delivery: DeliveryId,
+        /// Why it failed.
+        error: String,
+        /// When.
+        at: Time,
+    },
+    /// A new access token.
+    Token(NewToken),
+}
+
+/// A job to be stored, with the request that asked for it.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// The job; its state is `queued` or `held`.
+    pub job: Arc<Job>,
+    /// Its rank in the line.
+    pub rank: i64,
+    /// Tells whether a repeated request was the same one.
+    pub body: BodyHash,
+}
+
+/// SHA-256 of what a client sent, to tell a repeated request from another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyHash(pub [u8; 32]);
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// Whose.
+    pub job: JobId,
+    /// The launch; none when it never came to one.
+    pub launch: Option<LaunchId>,
+    /// The state the job had.
+    pub from: State,
+    /// The state it has now: an ended one, or `queued` or `held` after a requeue.
+    pub to: State,
+    /// The exit status.
+    pub exit: Exit,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Why it is where it is.
+    pub reason: Option<Reason>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// When its process was started, if one was.
+    pub started_at: Option<Time>,
+    /// When its process ended.
+    pub finished_at: Time,
+    /// One for each completion hook that hears of it.
+    pub deliveries: Vec<NewDelivery>,
+}
+
+/// A delivery's id: stable over all its tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeliveryId(pub uuid::Uuid);
+
+impl std::fmt::Display for DeliveryId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+/// One completion hook to be told of one end.
+#[derive(Debug, Clone)]
+pub struct NewDelivery {
+    /// Its id.
+    pub id: DeliveryId,
+    /// The plugin's name.
+    pub plugin: String,
+}
+
+/// A delivery as the store keeps it.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Its id.
+    pub id: DeliveryId,
+    /// The plugin's name.
+    pub plugin: String,
+    /// Whose end it tells of.
+    pub job: JobId,
+    /// Which attempt's.
+    pub attempt: u32,
+    /// The end it tells of: `completed`, `failed` or `cancelled`.
+    pub end: State,
+    /// Whether another attempt follows.
+    pub will_retry: bool,
+    /// Tries made.
+    pub tries: u32,
+    /// When the next try is due.
+    pub next_at: Time,
+    /// Where it stands.
+    pub status: DeliveryStatus,
+    /// Why the last try failed.
+    pub last_error: Option<String>,
+    /// When the end was stored.
+    pub created_at: Time,
+}
+
+/// Where a delivery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryStatus {
+    /// To be tried.
+    Waiting,
+    /// Taken by the hook.
+    Delivered,
+    /// Given up after the last try.
+    Dead,
+}
+
+/// What a token may do; each scope includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// See everything.
+    Read,
+    /// Submit jobs and change one's own.
+    Submit,
+    /// Change any job and the queue.
+    Operate,
+    /// Tokens, plugins, everything.
+    Admin,
+}
+
+/// An access token to be stored.
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    /// Its name, for the audit trail.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// SHA-256 of the token; the token itself is not stored.
+    pub sha256: [u8; 32],
+    /// When it was made.
+    pub at: Time,
+}
+
+/// Something that happened, as subscribers see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Grows with every event; gaps are possible.
+    pub id: u64,
+    /// When.
+    pub at: Time,
+    /// `job.queued`, `queue.paused` …
+    pub kind: String,
+    /// The job concerned.
+    pub job: Option<JobId>,
+    /// Further members, by type.
+    pub data: Map<String, Value>,
+}

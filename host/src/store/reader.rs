@@ -1,0 +1,574 @@
+//! What can be asked.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use taxiway_job::{Exit, Failure, Job, JobId, LaunchId, State, StopTarget, Time, Usage};
+use tokio::sync::Semaphore;
+
+use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
+
+/// Connections that read. Queries take well under a millisecond, so a few serve many clients.
+const READERS: usize = 4;
+
+pub(super) struct Readers {
+    idle: Mutex<Vec<Connection>>,
+    free: Arc<Semaphore>,
+    path: PathBuf,
+}
+
+impl Readers {
+    pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
+        let idle = (0..READERS).map(|_| connect(path)).collect::<Result<_, _>>()?;
+        Ok(Self { idle: Mutex::new(idle), free: Arc::new(Semaphore::new(READERS)), path: path.to_owned() })
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    schema::configure(&connection)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// Which jobs a list holds. Empty and none mean: all.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    /// In one of these states.
+    pub states: Vec<State>,
+    /// With all of these labels.
+    pub labels: Vec<(String, String)>,
+    /// With this name.
+    pub name: Option<String>,
+    /// Of this profile.
+    pub profile: Option<String>,
+    /// With this external id.
+    pub external_id: Option<String>,
+    /// Whose id begins like this (hexadecimal digits, hyphens where a UUID has them).
+    pub id_prefix: Option<String>,
+    /// The page after this one.
+    pub after: Option<Cursor>,
+    /// The most jobs.
+    pub limit: usize,
+    /// Latest submission first, else earliest.
+    pub newest_first: bool,
+}
+
+/// Where a page ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor(pub i64);
+
+/// One page of a list.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next page begins; none on the last.
+    pub next: Option<Cursor>,
+}
+
+/// A job that has not ended, as the queue needs it.
+#[derive(Debug, Clone)]
+pub struct QueuedJob {
+    /// Its id.
+    pub id: JobId,
+    /// Its state.
+    pub state: State,
+    /// Its priority.
+    pub priority: i16,
+    /// Its rank.
+    pub rank: i64,
+    /// GPUs it needs.
+    pub gpus: u32,
+    /// Its attempt.
+    pub attempt: u32,
+    /// Where a stop that was ordered leads.
+    pub stop_target: Option<StopTarget>,
+    /// Its profile.
+    pub profile: Option<String>,
+}
+
+/// How far a launch had come when it was last written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Its shim was about to be started.
+    Armed,
+    /// The shim had been told to start the command.
+    Pending,
+    /// The command ran.
+    Running,
+}
+
+/// A launch of which no end is stored.
+#[derive(Debug, Clone)]
+pub struct UnsettledAttempt {
+    /// Whose.
+    pub job: JobId,
+    /// The launch.
+    pub launch: LaunchId,
+    /// How far it had come.
+    pub phase: Phase,
+    /// The boot of the machine in which it was armed.
+    pub boot_id: String,
+    /// The GPUs it holds.
+    pub gpu_uuids: Vec<String>,
+}
+
+/// One start of a job and how it ended.
+#[derive(Debug, Clone)]
+pub struct AttemptRecord {
+    /// The launch.
+    pub launch: LaunchId,
+    /// Its number.
+    pub attempt: u32,
+    /// The exit status.
+    pub exit: Exit,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// The process.
+    pub pid: Option<i32>,
+    /// When the process started.
+    pub started_at: Option<Time>,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+}
+
+/// Whose token it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+}
+
+const JOB: &str = "seq, id, state, attempt, spec, config, submitted_config, rewrites, verdicts, warnings, reason, submitted_at,
+    queued_at, started_at, finished_at, submitted_by, exit_code, exit_signal, failure, gpu_uuids, usage, handover, progress";
+
+impl Store {
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let readers = self.readers.clone();
+        let work = async move {
+            // The semaphore is never closed.
+            let permit = readers.free.clone().acquire_owned().await.map_err(|_| StoreError::Stopped)?;
+            let connection = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let readers = readers.clone();
+            tokio::task::spawn_blocking(move || {
+                let connection = match connection {
+                    Some(connection) => connection,
+                    None => connect(&readers.path)?,
+                };
+                let result = query(&connection);
+                readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                // Held to here also when the asker has gone away: there are never more connections than permits.
+                drop(permit);
+                result
+            })
+            .await
+            .map_err(|error| StoreError::Unavailable(format!("a query did not finish: {error}")))?
+        };
+        work.await
+    }
+
+    /// The job with this id.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
+            Ok(statement.query_row(params![id.as_bytes()], job).optional()?)
+        })
+        .await
+    }
+
+    /// The job with this external id, and the hash of the request that submitted it.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn job_by_external_id(&self, external_id: &str) -> Result<Option<(Job, BodyHash)>, StoreError> {
+        let external_id = external_id.to_owned();
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {JOB}, body FROM jobs WHERE external_id = ?1"))?;
+            Ok(statement
+                .query_row(params![external_id], |row| Ok((job(row)?, BodyHash(row.get("body")?))))
+                .optional()?)
+        })
+        .await
+    }
+
+    /// The jobs that the filter lets through, in the order of their submission.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn jobs(&self, filter: JobFilter) -> Result<Page<Job>, StoreError> {
+        self.read(move |db| {
+            let (sql, values) = list_query(&filter);
+            let mut statement = db.prepare_cached(&sql)?;
+            let mut rows = statement.query(params_from_iter(values))?;
+            let mut page = Page { items: Vec::new(), next: None };
+            let mut last = 0;
+            while let Some(row) = rows.next()? {
+                if page.items.len() == filter.limit {
+                    page.next = Some(Cursor(last));
+                    break;
+                }
+                last = row.get("seq")?;
+                page.items.push(job(row)?);
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    /// Every job that has not ended, in the order of submission.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn unended_jobs(&self) -> Result<Vec<QueuedJob>, StoreError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id, state, priority, rank, gpus, attempt, stop_target, profile FROM jobs
+                 WHERE state NOT IN ('completed', 'failed', 'cancelled')",
+            )?;
+            let jobs = statement.query_map([], |row| {
+                let stop_target = row.get::<_, Option<String>>("stop_target")?;
+                Ok(QueuedJob {
+                    id: JobId::from_bytes(row.get("id")?),
+                    state: parsed(row, "state")?,
+                    priority: row.get("priority")?,
+                    rank: row.get("rank")?,
+                    gpus: row.get("gpus")?,
+                    attempt: row.get("attempt")?,
+                    stop_target: match stop_target.as_deref() {
+                        Some("cancelled") => Some(StopTarget::Cancelled),
+                        Some("queued") => Some(StopTarget::Queued),
+                        Some("held") => Some(StopTarget::Held),
+                        _ => None,
+                    },
+                    profile: row.get("profile")?,
+                })
+            })?;
+            Ok(jobs.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The highest rank ever given out.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn highest_rank(&self) -> Result<i64, StoreError> {
+        // The last submission has the highest rank, unless a later requeue took a higher one; those are few and not ended.
+        self.read(|db| {
+            Ok(db.query_row(
+                "SELECT max(coalesce((SELECT rank FROM jobs ORDER BY seq DESC LIMIT 1), 0),
+                    coalesce((SELECT max(rank) FROM jobs WHERE state NOT IN ('completed', 'failed', 'cancelled')), 0))",
+                [],
+                |row| row.get(0),
+            )?)
+        })
+        .await
+    }
+
+    /// Every launch of which no end is stored: those that run in the order of their start, then the pending, then the armed.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn unsettled_attempts(&self) -> Result<Vec<UnsettledAttempt>, StoreError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT job, launch, phase, boot_id, gpu_uuids FROM attempts WHERE phase != 'ended'
+                 ORDER BY phase DESC, started_at",
+            )?;
+            let attempts = statement.query_map([], |row| {
+                Ok(UnsettledAttempt {
+                    job: JobId::from_bytes(row.get("job")?),
+                    launch: LaunchId::from_bytes(row.get("launch")?),
+                    phase: match row.get::<_, String>("phase")?.as_str() {
+                        "armed" => Phase::Armed,
+                        "pending" => Phase::Pending,
+                        _ => Phase::Running,
+                    },
+                    boot_id: row.get("boot_id")?,
+                    gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
+                })
+            })?;
+            Ok(attempts.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The starts of a job, first to last, without the one that is only armed.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(
+                "SELECT launch, attempt, exit_code, exit_signal, failure, usage, pid, started_at, finished_at FROM attempts
+                 WHERE job = ?1 AND phase != 'armed' ORDER BY attempt",
+            )?;
+            let attempts = statement.query_map(params![id.as_bytes()], |row| {
+                Ok(AttemptRecord {
+                    launch: LaunchId::from_bytes(row.get("launch")?),
+                    attempt: row.get("attempt")?,
+                    exit: Exit { code: row.get("exit_code")?, signal: row.get("exit_signal")? },
+                    failure: json(row, "failure")?,
+                    usage: json(row, "usage")?,
+                    pid: row.get("pid")?,
+                    started_at: time(row, "started_at")?,
+                    finished_at: time(row, "finished_at")?,
+                })
+            })?;
+            Ok(attempts.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The launch whose log is the job's: its latest start.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn latest_launch(&self, id: JobId) -> Result<Option<LaunchId>, StoreError> {
+        Ok(self.attempts(id).await?.last().map(|attempt| attempt.launch))
+    }
+
+    /// The start with this number and how it ended; none when the job ended without one.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn end_of(&self, id: JobId, attempt: u32) -> Result<Option<AttemptRecord>, StoreError> {
+        Ok(self.attempts(id).await?.into_iter().find(|record| record.attempt == attempt))
+    }
+
+    /// Events with a higher id than this one, in order.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn events_after(&self, id: u64, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.read(move |db| {
+            let mut statement =
+                db.prepare_cached("SELECT id, at, kind, job, data FROM events WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+            let events = statement.query_map(params![id as i64, limit as i64], |row| {
+                Ok(Event {
+                    id: row.get::<_, i64>("id")? as u64,
+                    at: Time::from_millis(row.get("at")?),
+                    kind: row.get("kind")?,
+                    job: row.get::<_, Option<[u8; 16]>>("job")?.map(JobId::from_bytes),
+                    data: json::<Map<String, Value>>(row, "data")?.unwrap_or_default(),
+                })
+            })?;
+            Ok(events.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The id of the last event; 0 when there was none.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn last_event_id(&self) -> Result<u64, StoreError> {
+        self.read(|db| {
+            Ok(db.query_row("SELECT coalesce(max(id), 0) FROM events", [], |row| row.get::<_, i64>(0))? as u64)
+        })
+        .await
+    }
+
+    /// Deliveries whose next try is due, the longest due first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn due_deliveries(&self, now: Time, limit: usize) -> Result<Vec<Delivery>, StoreError> {
+        self.deliveries("status = 'waiting' AND next_at <= ?1 ORDER BY next_at", now.as_millis().into(), limit).await
+    }
+
+    /// Deliveries of one job, in the order of their making.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn deliveries_of(&self, id: JobId) -> Result<Vec<Delivery>, StoreError> {
+        self.deliveries("job = ?1 ORDER BY created_at", id.as_bytes().to_vec().into(), 1000).await
+    }
+
+    async fn deliveries(&self, condition: &'static str, value: Sql, limit: usize) -> Result<Vec<Delivery>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!(
+                "SELECT id, plugin, job, attempt, end_state, will_retry, status, tries, next_at, last_error, created_at
+                 FROM deliveries WHERE {condition} LIMIT ?2"
+            ))?;
+            let deliveries = statement.query_map(params![value, limit as i64], |row| {
+                Ok(Delivery {
+                    id: DeliveryId(uuid::Uuid::from_bytes(row.get("id")?)),
+                    plugin: row.get("plugin")?,
+                    job: JobId::from_bytes(row.get("job")?),
+                    attempt: row.get("attempt")?,
+                    end: parsed(row, "end_state")?,
+                    will_retry: row.get("will_retry")?,
+                    tries: row.get("tries")?,
+                    next_at: Time::from_millis(row.get("next_at")?),
+                    status: match row.get::<_, String>("status")?.as_str() {
+                        "waiting" => DeliveryStatus::Waiting,
+                        "delivered" => DeliveryStatus::Delivered,
+                        _ => DeliveryStatus::Dead,
+                    },
+                    last_error: row.get("last_error")?,
+                    created_at: Time::from_millis(row.get("created_at")?),
+                })
+            })?;
+            Ok(deliveries.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// When the next delivery is due; none when none waits.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn next_delivery_at(&self) -> Result<Option<Time>, StoreError> {
+        self.read(|db| {
+            Ok(db
+                .query_row("SELECT min(next_at) FROM deliveries WHERE status = 'waiting'", [], |row| {
+                    row.get::<_, Option<i64>>(0)
+                })?
+                .map(Time::from_millis))
+        })
+        .await
+    }
+
+    /// The token with this hash.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn token_by_hash(&self, sha256: [u8; 32]) -> Result<Option<Token>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached("SELECT name, scope FROM tokens WHERE sha256 = ?1")?;
+            Ok(statement
+                .query_row(params![sha256], |row| {
+                    let scope = match row.get::<_, String>("scope")?.as_str() {
+                        "admin" => Scope::Admin,
+                        "operate" => Scope::Operate,
+                        "submit" => Scope::Submit,
+                        _ => Scope::Read,
+                    };
+                    Ok(Token { name: row.get("name")?, scope })
+                })
+                .optional()?)
+        })
+        .await
+    }
+
+    /// The value of a setting that the service keeps over restarts.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn setting(&self, key: &'static str) -> Result<Option<String>, StoreError> {
+        self.read(move |db| {
+            Ok(db.query_row("SELECT value FROM settings WHERE key = ?1", params![key], |row| row.get(0)).optional()?)
+        })
+        .await
+    }
+}
+
+fn list_query(filter: &JobFilter) -> (String, Vec<Sql>) {
+    let mut values: Vec<Sql> = Vec::new();
+    // Every value of a user's is bound; the statement's text is ours alone.
+    let mut bind = |value: Sql| {
+        values.push(value);
+        format!("?{}", values.len())
+    };
+    let mut conditions: Vec<String> = Vec::new();
+    if let Some(Cursor(seq)) = filter.after {
+        let beyond = if filter.newest_first { '<' } else { '>' };
+        conditions.push(format!("seq {beyond} {}", bind(seq.into())));
+    }
+    for (column, value) in [("name", &filter.name), ("profile", &filter.profile), ("external_id", &filter.external_id)]
+    {
+        if let Some(value) = value {
+            conditions.push(format!("{column} = {}", bind(value.clone().into())));
+        }
+    }
+    if let Some(prefix) = &filter.id_prefix {
+        let (low, high) = id_range(prefix);
+        conditions.push(format!("id BETWEEN {} AND {}", bind(low.into()), bind(high.into())));
+    }
+    for (key, value) in &filter.labels {
+        let (key, value) = (bind(key.clone().into()), bind(value.clone().into()));
+        conditions.push(format!("(SELECT value FROM json_each(spec, '$.labels') WHERE key = {key}) = {value}"));
+    }
+    if !filter.states.is_empty() {
+        let states: Vec<String> = filter.states.iter().map(|state| format!("'{state}'")).collect();
+        conditions.push(format!("state IN ({})", states.join(", ")));
+    }
+    let condition = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
+    let order = if filter.newest_first { "DESC" } else { "ASC" };
+    (format!("SELECT {JOB} FROM jobs {condition} ORDER BY seq {order} LIMIT {}", filter.limit + 1), values)
+}
+
+/// The lowest and the highest id that begin with these hexadecimal digits.
+fn id_range(prefix: &str) -> (Vec<u8>, Vec<u8>) {
+    let digits: Vec<u8> = prefix.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).take(32).collect();
+    let filled = |fill: u8| {
+        let digit = |at: usize| digits.get(at).copied().unwrap_or(fill);
+        (0..16).map(|byte| digit(2 * byte) << 4 | digit(2 * byte + 1)).collect()
+    };
+    (filled(0), filled(15))
+}
+
+fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
+    Ok(Job {
+        id: JobId::from_bytes(row.get("id")?),
+        spec: required(row, "spec")?,
+        config: required(row, "config")?,
+        submitted_config: json(row, "submitted_config")?,
+        rewrites: json(row, "rewrites")?.unwrap_or_default(),
+        verdicts: json(row, "verdicts")?.unwrap_or_default(),
+        warnings: json(row, "warnings")?.unwrap_or_default(),
+        state: parsed(row, "state")?,
+        attempt: row.get("attempt")?,
+        reason: json(row, "reason")?,
+        submitted_at: Time::from_millis(row.get("submitted_at")?),
+        queued_at: Time::from_millis(row.get("queued_at")?),
+        started_at: time(row, "started_at")?,
+        finished_at: time(row, "finished_at")?,
+        submitted_by: row.get("submitted_by")?,
+        exit: Exit { code: row.get("exit_code")?, signal: row.get("exit_signal")? },
+        failure: json(row, "failure")?,
+        progress: json(row, "progress")?,
+        gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
+        usage: json(row, "usage")?,
+        handover: json(row, "handover")?,
+    })
+}
+
+fn time(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Time>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(Time::from_millis))
+}
+
+fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
+    row.get::<_, Option<String>>(column)?.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
+}
+
+fn required<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(&row.get::<_, String>(column)?).map_err(unreadable)
+}
+
+fn parsed<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    row: &Row<'_>,
+    column: &str,
+) -> rusqlite::Result<T> {
+    row.get::<_, String>(column)?.parse().map_err(unreadable)
+}
+
+fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+}

@@ -1,0 +1,212 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, json};
+use taxiway_job::{ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, LaunchId, State, StopTarget, Time};
+
+use super::*;
+
+fn job(name: &str) -> Job {
+    let now = Time::now();
+    Job {
+        id: JobId::new(),
+        spec: JobSpec {
+            name: name.into(),
+            profile: None,
+            command: vec!["true".into()],
+            cwd: None,
+            env: BTreeMap::from([("TOKEN".into(), EnvValue::Secret { secret: "s3cret".into() })]),
+            labels: BTreeMap::from([("team".into(), "vision".into())]),
+            gpus: 1,
+            priority: 0,
+            time_limit: Some(Duration::from_secs(60)),
+            grace: Duration::from_secs(30),
+            external_id: None,
+            config_format: ConfigFormat::Json,
+        },
+        config: Map::new(),
+        submitted_config: None,
+        rewrites: Vec::new(),
+        verdicts: Vec::new(),
+        warnings: Vec::new(),
+        state: State::Queued,
+        attempt: 1,
+        reason: None,
+        submitted_at: now,
+        queued_at: now,
+        started_at: None,
+        finished_at: None,
+        submitted_by: "admin".into(),
+        exit: Exit::default(),
+        failure: None,
+        progress: None,
+        gpu_uuids: Vec::new(),
+        usage: None,
+        handover: None,
+    }
+}
+
+fn submit(job: &Job) -> Change {
+    Change::Submit(Box::new(NewJob { job: Arc::new(job.clone()), rank: 1, body: BodyHash([7; 32]) }))
+}
+
+fn open(directory: &Path) -> Store {
+    Store::open(&directory.join("taxiway.db")).expect("opens")
+}
+
+#[tokio::test]
+async fn a_job_reads_back_as_it_was_written_also_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut job = job("a");
+    job.config = json!({"lr": 0.1}).as_object().expect("an object").clone();
+    let store = open(directory.path());
+    store.commit(vec![submit(&job)]).await.expect("is stored");
+    drop(store);
+    assert_eq!(open(directory.path()).job(job.id).await.expect("reads"), Some(job));
+}
+
+#[tokio::test]
+async fn the_path_of_a_job_leaves_its_events_in_order() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut subscriber = store.events();
+    let (job, launch, now) = (job("a"), LaunchId::random(), Time::now());
+    let id = job.id;
+    store.commit(vec![submit(&job)]).await.expect("submit");
+    store.commit(vec![Change::Arm { job: id, attempt: 1, launch, boot_id: "boot".into() }]).await.expect("arm");
+    assert_eq!(store.unsettled_attempts().await.expect("reads")[0].phase, Phase::Armed);
+    let end = End {
+        job: id,
+        launch: Some(launch),
+        from: State::Running,
+        to: State::Completed,
+        exit: Exit { code: Some(0), signal: None },
+        failure: None,
+        reason: None,
+        usage: None,
+        started_at: Some(now),
+        finished_at: now,
+        deliveries: vec![NewDelivery { id: DeliveryId(uuid::Uuid::now_v7()), plugin: "webhook".into() }],
+    };
+    let answer = store
+        .record(vec![
+            Change::Go { job: id, launch, gpu_uuids: vec!["GPU-0".into()], at: now },
+            Change::Running { job: id, launch, pid: 4711, start_time: 5, at: now, handover: None },
+            Change::End(Box::new(end)),
+        ])
+        .await
+        .expect("is sent");
+    answer.durable().await.expect("is stored");
+    let mut kinds = Vec::new();
+    while let Ok(event) = subscriber.try_recv() {
+        kinds.push(event.kind.clone());
+    }
+    assert_eq!(kinds, ["job.queued", "job.pending", "job.running", "job.completed"]);
+    let stored: Vec<String> =
+        store.events_after(0, 10).await.expect("reads").into_iter().map(|event| event.kind).collect();
+    assert_eq!(stored, kinds);
+    let read = store.job(id).await.expect("reads").expect("is there");
+    assert_eq!((read.state, read.exit.code, read.gpu_uuids.len()), (State::Completed, Some(0), 1));
+    assert!(store.unsettled_attempts().await.expect("reads").is_empty());
+    let deliveries = store.due_deliveries(Time::now(), 10).await.expect("reads");
+    assert_eq!(
+        (deliveries[0].plugin.as_str(), deliveries[0].end, deliveries[0].attempt),
+        ("webhook", State::Completed, 1)
+    );
+}
+
+#[tokio::test]
+async fn a_refused_unit_leaves_nothing_behind_and_does_not_disturb_its_neighbours() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let (mut first, mut second, third) = (job("first"), job("second"), job("third"));
+    first.spec.external_id = Some("x".into());
+    second.spec.external_id = Some("x".into());
+    let units = [vec![submit(&first)], vec![submit(&third), submit(&second)], vec![submit(&job("fourth"))]];
+    let results = futures_util::future::join_all(units.into_iter().map(|unit| store.commit(unit))).await;
+    assert!(results[0].is_ok() && results[2].is_ok(), "{results:?}");
+    assert!(matches!(results[1], Err(StoreError::DuplicateExternalId)), "{results:?}");
+    let names: Vec<String> = store
+        .jobs(JobFilter { limit: 10, ..JobFilter::default() })
+        .await
+        .expect("reads")
+        .items
+        .into_iter()
+        .map(|job| job.spec.name)
+        .collect();
+    assert_eq!(names, ["first", "fourth"]);
+    assert_eq!(store.job_by_external_id("x").await.expect("reads").map(|(job, _)| job.id), Some(first.id));
+}
+
+#[tokio::test]
+async fn a_fact_that_does_not_fit_takes_no_other_with_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let (job, other, launch, now) = (job("a"), job("b"), LaunchId::random(), Time::now());
+    store.commit(vec![submit(&job), submit(&other)]).await.expect("submit");
+    store.commit(vec![Change::Arm { job: job.id, attempt: 1, launch, boot_id: "boot".into() }]).await.expect("arm");
+    let unknown = LaunchId::random();
+    let facts = vec![
+        Change::Go { job: other.id, launch: unknown, gpu_uuids: Vec::new(), at: now },
+        Change::Go { job: job.id, launch, gpu_uuids: Vec::new(), at: now },
+    ];
+    let answer = store.record(facts).await.expect("is sent").durable().await;
+    assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
+    let mut states = Vec::new();
+    for id in [job.id, other.id] {
+        states.push(store.job(id).await.expect("reads").expect("is there").state);
+    }
+    assert_eq!(states, [State::Pending, State::Queued]);
+}
+
+#[tokio::test]
+async fn a_change_that_finds_another_state_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let job = job("a");
+    store.commit(vec![submit(&job)]).await.expect("submit");
+    let stop = Change::Stop { job: job.id, target: StopTarget::Cancelled, at: Time::now(), by: "admin".into() };
+    assert!(matches!(store.commit(vec![stop]).await, Err(StoreError::Conflict(_))));
+    assert_eq!(store.job(job.id).await.expect("reads").map(|job| job.state), Some(State::Queued));
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut jobs: Vec<Job> = (0..5).map(|index| job(&format!("job-{index}"))).collect();
+    jobs[2].spec.labels.insert("team".into(), "o'brien \"x\"".into());
+    jobs[3].state = State::Held;
+    store.commit(jobs.iter().map(submit).collect()).await.expect("submit");
+    let names = |page: &Page<Job>| page.items.iter().map(|job| job.spec.name.clone()).collect::<Vec<_>>();
+    let filter = JobFilter { limit: 2, newest_first: true, ..JobFilter::default() };
+    let page = store.jobs(filter.clone()).await.expect("reads");
+    assert_eq!(names(&page), ["job-4", "job-3"]);
+    let page = store.jobs(JobFilter { after: page.next, ..filter.clone() }).await.expect("reads");
+    assert_eq!(names(&page), ["job-2", "job-1"]);
+    let page = store.jobs(JobFilter { after: page.next, ..filter.clone() }).await.expect("reads");
+    assert_eq!((names(&page), page.next), (vec!["job-0".to_owned()], None));
+    let label = JobFilter { labels: vec![("team".into(), "o'brien \"x\"".into())], limit: 10, ..JobFilter::default() };
+    assert_eq!(names(&store.jobs(label).await.expect("reads")), ["job-2"]);
+    let held = JobFilter { states: vec![State::Held, State::Failed], limit: 10, ..JobFilter::default() };
+    assert_eq!(names(&store.jobs(held).await.expect("reads")), ["job-3"]);
+    let prefix = jobs[1].id.to_string();
+    let by_id = JobFilter { id_prefix: Some(prefix[..35].into()), limit: 10, ..JobFilter::default() };
+    assert_eq!(names(&store.jobs(by_id).await.expect("reads")), ["job-1"]);
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_version_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("taxiway.db");
+    let connection = rusqlite::Connection::open(&path).expect("opens");
+    connection.pragma_update(None, "user_version", 99).expect("is set");
+    assert!(matches!(Store::open(&path), Err(OpenError::Newer { found: 99, .. })));
+}
+
+#[test]
+fn secrets_do_not_show_in_debug_output() {
+    let text = format!("{:?}", submit(&job("a")));
+    assert!(!text.contains("s3cret"), "{text}");
+}

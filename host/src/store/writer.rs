@@ -1,0 +1,451 @@
+//! The thread that writes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, params};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use taxiway_job::{JobId, State, Time};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+
+use super::{Change, End, Event, NewDelivery, NewJob, StoreError};
+
+/// The most units in one transaction: bounds how long the first of them waits for its answer.
+const GROUP: usize = 1024;
+
+/// How long the writer waits before it tries again to write facts that the disk refused: a compromise between noticing free
+/// space soon and leaving a broken disk alone.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Changes that become durable together.
+pub(super) struct Unit {
+    /// What changes.
+    pub(super) changes: Vec<Change>,
+    /// It has happened already: the disk's refusal only delays it.
+    pub(super) fact: bool,
+    /// Where the answer goes.
+    pub(super) reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+pub(super) struct Writer {
+    connection: Connection,
+    events: broadcast::Sender<Arc<Event>>,
+    deliveries_added: Arc<Notify>,
+    health: watch::Sender<bool>,
+}
+
+/// What a transaction did besides its rows, to be told once it is durable.
+#[derive(Default)]
+struct Told {
+    events: Vec<Event>,
+    deliveries: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        connection: Connection,
+        events: broadcast::Sender<Arc<Event>>,
+        deliveries_added: Arc<Notify>,
+        health: watch::Sender<bool>,
+    ) -> Self {
+        Self { connection, events, deliveries_added, health }
+    }
+
+    /// Writes until every sender is gone and everything sent is written.
+    pub(super) fn run(mut self, mut units: mpsc::Receiver<Unit>) {
+        let mut group: VecDeque<Unit> = VecDeque::new();
+        loop {
+            if group.is_empty() {
+                match units.blocking_recv() {
+                    Some(unit) => group.push_back(unit),
+                    None => return,
+                }
+            }
+            while group.len() < GROUP
+                && let Ok(unit) = units.try_recv()
+            {
+                group.push_back(unit);
+            }
+            match self.commit(&group) {
+                Ok((results, told)) => {
+                    self.health.send_if_modified(|healthy| !std::mem::replace(healthy, true));
+                    self.tell(told);
+                    for (unit, result) in group.drain(..).zip(results) {
+                        answer(unit, result);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, units = group.len(), "could not commit");
+                    self.health.send_if_modified(|healthy| std::mem::replace(healthy, false));
+                    // Requests hear of it at once; facts stay, in order.
+                    let (facts, requests): (VecDeque<Unit>, VecDeque<Unit>) =
+                        group.drain(..).partition(|unit| unit.fact);
+                    for unit in requests {
+                        answer(unit, Err(error.clone()));
+                    }
+                    group = facts;
+                    if group.is_empty() {
+                        // Nothing is owed to the disk: the next request finds out whether it works again.
+                        self.health.send_if_modified(|healthy| !std::mem::replace(healthy, true));
+                    } else {
+                        // No event tells that a disk takes writes again, so this is a wait on time.
+                        std::thread::sleep(RETRY);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One transaction for the whole group. A unit that is refused leaves nothing behind and does not disturb the others.
+    fn commit(&mut self, group: &VecDeque<Unit>) -> Result<(Vec<Result<(), StoreError>>, Told), StoreError> {
+        let mut transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let mut told = Told::default();
+        let mut results = Vec::with_capacity(group.len());
+        for unit in group {
+            // A request stands or falls as a whole. Facts have happened: one that does not fit takes no other with it.
+            let parts = if unit.fact { 1 } else { unit.changes.len().max(1) };
+            let mut result = Ok(());
+            for part in unit.changes.chunks(parts) {
+                let events_before = told.events.len();
+                let savepoint = transaction.savepoint()?;
+                match part.iter().try_for_each(|change| apply(&savepoint, change, &mut told)) {
+                    Ok(()) => savepoint.commit()?,
+                    // The disk's refusal concerns the whole group.
+                    Err(error @ (StoreError::Full | StoreError::Unavailable(_))) => return Err(error),
+                    Err(error) => {
+                        drop(savepoint);
+                        told.events.truncate(events_before);
+                        result = Err(error);
+                    }
+                }
+            }
+            results.push(result);
+        }
+        Transaction::commit(transaction)?;
+        Ok((results, told))
+    }
+
+    fn tell(&self, told: Told) {
+        // Checked after the commit: who subscribes from now on finds these events in the store.
+        if self.events.receiver_count() > 0 {
+            for event in told.events {
+                // An error means that the last subscriber has just left.
+                let _ = self.events.send(Arc::new(event));
+            }
+        }
+        if told.deliveries {
+            self.deliveries_added.notify_one();
+        }
+    }
+}
+
+fn answer(unit: Unit, result: Result<(), StoreError>) {
+    if unit.fact
+        && let Err(error) = &result
+    {
+        tracing::error!(%error, changes = ?unit.changes, "a fact does not fit what is stored and was left out");
+    }
+    // An error means that the asker has gone away; what it asked for is done all the same.
+    let _ = unit.reply.send(result);
+}
+
+fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreError> {
+    match change {
+        Change::Submit(new) => submit(db, new, told),
+        Change::Move { job, from, to, reason, at, by, deliveries } => {
+            let ended = to.has_ended().then_some(at.as_millis());
+            one(
+                db.prepare_cached(
+                    "UPDATE jobs SET state = ?3, reason = ?4, finished_at = ?5, queued_at = coalesce(?6, queued_at)
+                     WHERE id = ?1 AND state = ?2",
+                )?
+                .execute(params![
+                    job.as_bytes(),
+                    from.as_str(),
+                    to.as_str(),
+                    json_text(reason)?,
+                    ended,
+                    (*to == State::Queued).then_some(at.as_millis()),
+                ])?,
+                "move",
+                *job,
+            )?;
+            event(db, told, *at, &format!("job.{to}"), Some(*job), Map::new())?;
+            audit(db, *at, by, &format!("{to}"), Some(*job))?;
+            add_deliveries(db, told, *job, *to, *at, deliveries)
+        }
+        Change::Arm { job, attempt, launch, boot_id } => {
+            db.prepare_cached(
+                "INSERT INTO attempts (launch, job, attempt, phase, boot_id) VALUES (?1, ?2, ?3, 'armed', ?4)",
+            )?
+            .execute(params![launch.as_bytes(), job.as_bytes(), attempt, boot_id])?;
+            Ok(())
+        }
+        Change::Disarm { launch } => {
+            db.prepare_cached("DELETE FROM attempts WHERE launch = ?1 AND phase = 'armed'")?
+                .execute(params![launch.as_bytes()])?;
+            Ok(())
+        }
+        Change::Go { job, launch, gpu_uuids, at } => {
+            let uuids = json_text(&Some(gpu_uuids))?;
+            one(db.prepare_cached("UPDATE jobs SET state = 'pending', gpu_uuids = ?2, reason = NULL WHERE id = ?1 AND state = 'queued'")?
+                .execute(params![job.as_bytes(), uuids])?, "go", *job)?;
+            one(
+                db.prepare_cached(
+                    "UPDATE attempts SET phase = 'pending', gpu_uuids = ?2 WHERE launch = ?1 AND phase = 'armed'",
+                )?
+                .execute(params![launch.as_bytes(), uuids])?,
+                "go",
+                *job,
+            )?;
+            event(db, told, *at, "job.pending", Some(*job), Map::new())
+        }
+        Change::Running { job, launch, pid, start_time, at, handover } => {
+            let handover = json_text(handover)?;
+            one(db.prepare_cached(
+                // Told again after an adoption, with the same facts.
+                "UPDATE attempts SET phase = 'running', pid = ?2, start_time = ?3, started_at = ?4, handover = coalesce(?5, handover)
+                 WHERE launch = ?1 AND phase IN ('pending', 'running')")?
+                .execute(params![launch.as_bytes(), pid, *start_time as i64, at.as_millis(), handover])?, "running", *job)?;
+            db.prepare_cached("UPDATE jobs SET started_at = ?2, handover = coalesce(?3, handover) WHERE id = ?1")?
+                .execute(params![job.as_bytes(), at.as_millis(), handover])?;
+            // A job that is being stopped stays `cancelling`.
+            let changed = db
+                .prepare_cached("UPDATE jobs SET state = 'running' WHERE id = ?1 AND state = 'pending'")?
+                .execute(params![job.as_bytes()])?;
+            if changed == 1 {
+                event(db, told, *at, "job.running", Some(*job), Map::new())?;
+            }
+            Ok(())
+        }
+        Change::Stop { job, target, at, by } => {
+            one(db.prepare_cached(
+                "UPDATE jobs SET state = 'cancelling', stop_target = ?2 WHERE id = ?1 AND state IN ('pending', 'running')")?
+                .execute(params![job.as_bytes(), State::from(*target).as_str()])?, "stop", *job)?;
+            event(db, told, *at, "job.cancelling", Some(*job), Map::new())?;
+            audit(db, *at, by, "cancelling", Some(*job))
+        }
+        Change::End(end) => finish(db, end, told),
+        Change::NotStarted { job, launch, at } => {
+            one(
+                db.prepare_cached(
+                    "UPDATE jobs SET state = 'queued', gpu_uuids = NULL WHERE id = ?1 AND state = 'pending'",
+                )?
+                .execute(params![job.as_bytes()])?,
+                "not started",
+                *job,
+            )?;
+            db.prepare_cached("DELETE FROM attempts WHERE launch = ?1")?.execute(params![launch.as_bytes()])?;
+            event(db, told, *at, "job.queued", Some(*job), Map::new())
+        }
+        Change::Progress { job, progress, at } => {
+            db.prepare_cached("UPDATE jobs SET progress = ?2 WHERE id = ?1")?
+                .execute(params![job.as_bytes(), json_text(&Some(progress))?])?;
+            let mut data = Map::new();
+            data.insert("progress".into(), serde_json::to_value(progress).map_err(unwritable)?);
+            event(db, told, *at, "job.progress", Some(*job), data)
+        }
+        Change::Mode { mode, at, by } => {
+            db.prepare_cached(
+                "INSERT INTO settings (key, value) VALUES ('mode', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1",
+            )?
+            .execute(params![mode.as_str()])?;
+            event(db, told, *at, &format!("queue.{mode}"), None, Map::new())?;
+            audit(db, *at, by, &format!("queue {mode}"), None)
+        }
+        Change::Delivered { delivery, at } => {
+            db.prepare_cached("UPDATE deliveries SET status = 'delivered', tries = tries + 1, finished_at = ?2, last_error = NULL WHERE id = ?1")?
+                .execute(params![delivery.0.as_bytes(), at.as_millis()])?;
+            delivery_event(db, told, *at, "delivery.delivered", delivery.0, None)
+        }
+        Change::DeliveryRetry { delivery, next_at, error, at } => {
+            db.prepare_cached("UPDATE deliveries SET tries = tries + 1, next_at = ?2, last_error = ?3 WHERE id = ?1")?
+                .execute(params![delivery.0.as_bytes(), next_at.as_millis(), error])?;
+            delivery_event(db, told, *at, "delivery.retry", delivery.0, Some(error))
+        }
+        Change::DeliveryDead { delivery, error, at } => {
+            db.prepare_cached("UPDATE deliveries SET status = 'dead', tries = tries + 1, finished_at = ?2, last_error = ?3 WHERE id = ?1")?
+                .execute(params![delivery.0.as_bytes(), at.as_millis(), error])?;
+            delivery_event(db, told, *at, "delivery.dead", delivery.0, Some(error))
+        }
+        Change::Token(token) => {
+            // The token file is the truth for the token that the first start made: a new file replaces it.
+            db.prepare_cached(
+                "INSERT INTO tokens (sha256, name, scope, created_at) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (name) DO UPDATE SET sha256 = ?1, scope = ?3, created_at = ?4",
+            )?
+            .execute(params![token.sha256, token.name, scope_text(token.scope), token.at.as_millis()])?;
+            audit(db, token.at, &token.name, "token", None)
+        }
+    }
+}
+
+fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreError> {
+    let job = &new.job;
+    db.prepare_cached(
+        "INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, profile, external_id, body, spec, config,
+            submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
+    )?
+    .execute(params![
+        job.id.as_bytes(),
+        job.state.as_str(),
+        job.spec.priority,
+        new.rank,
+        job.spec.gpus,
+        job.attempt,
+        job.spec.name,
+        job.spec.profile,
+        job.spec.external_id,
+        new.body.0,
+        json_text(&Some(&job.spec))?,
+        json_text(&Some(&job.config))?,
+        json_text(&job.submitted_config)?,
+        json_list(&job.rewrites)?,
+        json_list(&job.verdicts)?,
+        json_list(&job.warnings)?,
+        json_text(&job.reason)?,
+        job.submitted_at.as_millis(),
+        job.queued_at.as_millis(),
+        job.submitted_by,
+    ])?;
+    event(db, told, job.submitted_at, &format!("job.{}", job.state), Some(job.id), Map::new())?;
+    audit(db, job.submitted_at, &job.submitted_by, "submit", Some(job.id))
+}
+
+fn finish(db: &Connection, end: &End, told: &mut Told) -> Result<(), StoreError> {
+    let (failure, usage) = (json_text(&end.failure)?, json_text(&end.usage)?);
+    let (started, finished) = (end.started_at.map(Time::as_millis), end.finished_at.as_millis());
+    let ended = end.to.has_ended();
+    one(
+        db.prepare_cached(
+            "UPDATE jobs SET state = ?2, exit_code = ?3, exit_signal = ?4, failure = ?5, usage = ?6, reason = ?7,
+                started_at = coalesce(?8, started_at), finished_at = ?9, stop_target = NULL, attempt = attempt + ?10
+             WHERE id = ?1 AND state = ?11",
+        )?
+        .execute(params![
+            end.job.as_bytes(),
+            end.to.as_str(),
+            end.exit.code,
+            end.exit.signal,
+            failure,
+            usage,
+            json_text(&end.reason)?,
+            started,
+            ended.then_some(finished),
+            // Whatever follows is another attempt.
+            i64::from(!ended),
+            end.from.as_str(),
+        ])?,
+        "end",
+        end.job,
+    )?;
+    if let Some(launch) = end.launch {
+        db.prepare_cached(
+            "UPDATE attempts SET phase = 'ended', end_state = ?2, exit_code = ?3, exit_signal = ?4, failure = ?5, usage = ?6,
+            started_at = coalesce(?7, started_at), finished_at = ?8
+         WHERE launch = ?1",
+    )?
+    .execute(params![launch.as_bytes(), end.to.as_str(), end.exit.code, end.exit.signal, failure, usage, started, finished])?;
+    }
+    event(db, told, end.finished_at, &format!("job.{}", end.to), Some(end.job), Map::new())?;
+    add_deliveries(db, told, end.job, end.to, end.finished_at, &end.deliveries)
+}
+
+fn add_deliveries(
+    db: &Connection,
+    told: &mut Told,
+    job: JobId,
+    end: State,
+    at: Time,
+    deliveries: &[NewDelivery],
+) -> Result<(), StoreError> {
+    for delivery in deliveries {
+        db.prepare_cached(
+            "INSERT INTO deliveries (id, plugin, job, attempt, end_state, will_retry, status, tries, next_at, created_at)
+             VALUES (?1, ?2, ?3, (SELECT attempt FROM jobs WHERE id = ?3), ?4, 0, 'waiting', 0, ?5, ?5)",
+        )?
+        .execute(params![delivery.id.0.as_bytes(), delivery.plugin, job.as_bytes(), end.as_str(), at.as_millis()])?;
+        told.deliveries = true;
+    }
+    Ok(())
+}
+
+fn event(
+    db: &Connection,
+    told: &mut Told,
+    at: Time,
+    kind: &str,
+    job: Option<JobId>,
+    data: Map<String, Value>,
+) -> Result<(), StoreError> {
+    let text = if data.is_empty() { None } else { json_text(&Some(&data))? };
+    db.prepare_cached("INSERT INTO events (at, kind, job, data) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        at.as_millis(),
+        kind,
+        job.as_ref().map(JobId::as_bytes),
+        text
+    ])?;
+    let id = db.last_insert_rowid() as u64;
+    told.events.push(Event { id, at, kind: kind.to_owned(), job, data });
+    Ok(())
+}
+
+fn delivery_event(
+    db: &Connection,
+    told: &mut Told,
+    at: Time,
+    kind: &str,
+    delivery: uuid::Uuid,
+    error: Option<&str>,
+) -> Result<(), StoreError> {
+    let (job, plugin): ([u8; 16], String) = db
+        .prepare_cached("SELECT job, plugin FROM deliveries WHERE id = ?1")?
+        .query_row(params![delivery.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let Value::Object(data) = json!({"delivery_id": delivery.to_string(), "plugin": plugin, "error": error}) else {
+        return Ok(());
+    };
+    event(db, told, at, kind, Some(JobId::from_bytes(job)), data)
+}
+
+fn audit(db: &Connection, at: Time, actor: &str, action: &str, job: Option<JobId>) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO audit (at, actor, action, job) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        at.as_millis(),
+        actor,
+        action,
+        job.as_ref().map(JobId::as_bytes)
+    ])?;
+    Ok(())
+}
+
+/// A transition must find its job in the state it starts from; else the queue and the store disagree.
+fn one(changed: usize, what: &str, job: JobId) -> Result<(), StoreError> {
+    if changed == 1 {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict(format!("{what} of job {job} found it in another state")))
+    }
+}
+
+fn scope_text(scope: super::Scope) -> &'static str {
+    match scope {
+        super::Scope::Read => "read",
+        super::Scope::Submit => "submit",
+        super::Scope::Operate => "operate",
+        super::Scope::Admin => "admin",
+    }
+}
+
+fn json_text<T: Serialize>(value: &Option<T>) -> Result<Option<String>, StoreError> {
+    value.as_ref().map(|value| serde_json::to_string(value).map_err(unwritable)).transpose()
+}
+
+fn json_list<T: Serialize>(list: &[T]) -> Result<Option<String>, StoreError> {
+    json_text(&(!list.is_empty()).then_some(list))
+}
+
+fn unwritable(error: serde_json::Error) -> StoreError {
+    StoreError::Conflict(format!("could not be written as JSON: {error}"))
+}

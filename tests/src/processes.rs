@@ -1,0 +1,124 @@
+//! What really runs, as `/proc` shows it.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// A process: its id alone may be another one's tomorrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// When it was started, in clock ticks since the boot.
+    pub start_time: u64,
+}
+
+impl Process {
+    /// The process of this id, if there is one that has not ended.
+    #[must_use]
+    pub fn find(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything (proc_pid_stat(5)).
+        let mut fields = stat.get(stat.rfind(')')? + 2..)?.split_ascii_whitespace();
+        let state = fields.next()?;
+        let start_time = fields.nth(18)?.parse().ok()?;
+        (!matches!(state, "Z" | "X")).then_some(Self { pid, start_time })
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        Self::find(self.pid) == Some(self)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// When that takes longer than the tests' patience.
+    pub fn wait(self) {
+        let Some(descriptor) = self.descriptor() else { return };
+        let timeout = PollTimeout::try_from(crate::PATIENCE).expect("two minutes are not too long");
+        let ready =
+            poll(&mut [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)], timeout).expect("a pidfd can be polled");
+        assert!(ready == 1, "process {} does not end", self.pid);
+    }
+
+    /// A descriptor that becomes readable when it ends (pidfd_open(2)).
+    fn descriptor(self) -> Option<OwnedFd> {
+        // SAFETY: the call takes two integers and returns a new descriptor or -1.
+        let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0_u32) };
+        let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0)?;
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        self.is_alive().then_some(descriptor)
+    }
+
+    /// The process that started it, or took it over.
+    #[must_use]
+    pub fn parent(self) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        Self::find(parent.trim().parse().ok()?)
+    }
+
+    /// Sends SIGKILL and waits for its end.
+    pub fn kill(self) {
+        let Some(descriptor) = self.descriptor() else { return };
+        // SAFETY: the descriptor is open, a null siginfo asks for the default, and the flags are zero.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                descriptor.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0_u32,
+            )
+        };
+        self.wait();
+    }
+}
+
+/// The value of a variable in the environment that a process was started with.
+#[must_use]
+pub fn variable(pid: i32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let assignments = environment.split(|byte| *byte == 0);
+    let value = assignments.filter_map(|one| one.strip_prefix(name.as_bytes())?.strip_prefix(b"=")).next()?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
+/// Every process of this job: it has the job's id in its environment, wherever it hides.
+#[must_use]
+pub fn of_job(id: &str) -> Vec<Process> {
+    having("TAXIWAY_JOB_ID", |value| value == id)
+}
+
+/// Every process of any job in this jobs directory.
+#[must_use]
+pub fn of_jobs_in(jobs_dir: &Path) -> Vec<Process> {
+    having("TAXIWAY_JOB_DIR", |value| Path::new(value).starts_with(jobs_dir))
+}
+
+fn having(name: &str, wanted: impl Fn(&str) -> bool) -> Vec<Process> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((Process::find(pid)?, variable(pid, name)?)))
+        .filter(|(_, value)| wanted(value))
+        .map(|(process, _)| process)
+        .collect()
+}
+
+/// Ends every process of any job in this jobs directory. Their shims end by themselves then.
+pub(crate) fn end_jobs_in(jobs_dir: &Path) {
+    // What a process forked just before its end is found by the next look.
+    for _ in 0..100 {
+        let found = of_jobs_in(jobs_dir);
+        if found.is_empty() {
+            return;
+        }
+        found.into_iter().for_each(Process::kill);
+    }
+}

@@ -1,0 +1,16 @@
+//! The service end to end: the real binary, real processes, a real disk. One program, so that it is linked once.
+
+mod access;
+mod admission;
+mod cancel;
+mod command_line;
+mod compatibility;
+mod crash;
+mod hostile;
+mod launch;
+mod load;
+mod log;
+mod queue;
+mod restart;
+mod trainer;
+mod webhook;
