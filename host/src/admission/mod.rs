@@ -28,7 +28,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use taxiway_job::{ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, Problem, Reason, Rewrite, State, Time, Verdict};
+use taxiway_job::{
+    ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, Problem, Reason, Rewrite, State, Terms, Time, Verdict,
+};
 use taxiway_plugin_host::{Context, FailureKind, Hook, JobView, Stage};
 
 use crate::config::Profile;
@@ -59,6 +61,8 @@ pub struct Draft {
     pub env: BTreeMap<String, EnvValue>,
     /// GPUs to hold.
     pub gpus: Option<u32>,
+    /// What it asks of the queue beside its slots.
+    pub terms: Terms,
     /// Higher starts first.
     pub priority: Option<i16>,
     /// Longest time it may run.
@@ -87,6 +91,7 @@ impl Draft {
             cwd: None,
             env: BTreeMap::new(),
             gpus: None,
+            terms: Terms::default(),
             priority: None,
             time_limit: None,
             grace: None,
@@ -167,7 +172,7 @@ impl Admission {
     /// When the job may not stand in line: everything that is wrong with it.
     pub async fn judge(&self, draft: Draft, submitter: &str, dry_run: bool) -> Result<Admitted, Refusal> {
         self.0.hooks.ready().await;
-        let resolved = resolve::resolve(draft, &self.0.profiles, self.0.grace, self.0.gpus.slot_count());
+        let resolved = resolve::resolve(draft, &self.0.profiles, self.0.grace, &self.0.gpus);
         let resolve::Resolved { id, mut spec, config, hold, known_profile, problems } = resolved;
         let mut course = Course::new(Stage::Submit, problems);
         let (config, submitted_config) = if known_profile {

@@ -9,6 +9,7 @@ use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, Problem, Severity};
 
 use super::{Draft, command};
 use crate::config::Profile;
+use crate::gpu::Inventory;
 
 /// Who the problems of this file are from.
 const TAXIWAY: &str = "taxiway";
@@ -37,7 +38,12 @@ pub(super) struct Resolved {
 }
 
 /// Fills in the profile and the defaults. What the submission says wins over its profile, and that over the service.
-pub(super) fn resolve(draft: Draft, profiles: &BTreeMap<String, Profile>, grace: Duration, slots: u32) -> Resolved {
+pub(super) fn resolve(
+    draft: Draft,
+    profiles: &BTreeMap<String, Profile>,
+    grace: Duration,
+    gpus: &Inventory,
+) -> Resolved {
     let mut problems = Vec::new();
     let profile = draft.profile.as_deref().and_then(|name| profiles.get(name));
     let known_profile = draft.profile.is_none() || profile.is_some();
@@ -62,8 +68,10 @@ pub(super) fn resolve(draft: Draft, profiles: &BTreeMap<String, Profile>, grace:
         external_id: draft.external_id,
         config_format: draft.config_format.or_else(|| profile.map(|profile| profile.config_format)).unwrap_or_default(),
         profile: draft.profile,
+        terms: draft.terms,
     };
-    check_spec(&spec, slots, &mut problems);
+    check_spec(&spec, &mut problems);
+    check_gpus(&spec, gpus, &mut problems);
     Resolved { id: draft.id, spec, config: draft.config, hold: draft.hold, known_profile, problems }
 }
 
@@ -148,7 +156,8 @@ fn check_command(arguments: &[String], problems: &mut Vec<Problem>) {
     }
 }
 
-fn check_spec(spec: &JobSpec, slots: u32, problems: &mut Vec<Problem>) {
+fn check_gpus(spec: &JobSpec, gpus: &Inventory, problems: &mut Vec<Problem>) {
+    let slots = gpus.slot_count();
     if spec.gpus > slots {
         let has = match slots {
             0 => "none".to_owned(),
@@ -157,6 +166,37 @@ fn check_spec(spec: &JobSpec, slots: u32, problems: &mut Vec<Problem>) {
         let problem = error("too-many-gpus", format!("the job asks for {} GPUs and this server has {has}", spec.gpus));
         problems.push(with_help(problem, format!("ask for at most {slots}; `gpus: 0` is a job without GPUs")));
     }
+    let terms = &spec.terms;
+    if !terms.choose_gpus() {
+        return;
+    }
+    if spec.gpus == 0 {
+        let problem = error("no-gpus", "the job asks for no GPU (`gpus` is 0) and says which GPUs it may run on");
+        problems.push(with_help(problem, "leave out `gpu_memory` and `gpu_uuids`, or set `gpus`"));
+        return;
+    }
+    let there = || match gpus.gpus() {
+        [] => "this server has no GPUs, only virtual slots".to_owned(),
+        gpus => format!("this server has {}", gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>().join(", ")),
+    };
+    let is_unknown = |uuid: &&String| !gpus.gpus().iter().any(|gpu| gpu.uuid == **uuid);
+    let unknown: Vec<&str> = terms.gpu_uuids.iter().filter(is_unknown).map(String::as_str).collect();
+    if !unknown.is_empty() {
+        let message = format!("`gpu_uuids` names {}, which the queue does not have", unknown.join(", "));
+        problems.push(with_help(error("unknown-gpu", message), there()));
+        return;
+    }
+    let fit = gpus.gpus().iter().filter(|gpu| terms.allow_gpu(&gpu.uuid, gpu.memory_total_bytes)).count();
+    if fit < spec.gpus as usize && spec.gpus <= slots {
+        let message = format!(
+            "the job asks for {} GPUs and {fit} of this server fit its `gpu_memory` and `gpu_uuids`",
+            spec.gpus
+        );
+        problems.push(with_help(error("too-many-gpus", message), there()));
+    }
+}
+
+fn check_spec(spec: &JobSpec, problems: &mut Vec<Problem>) {
     if !(-100..=100).contains(&spec.priority) {
         problems
             .push(error("priority-out-of-range", format!("`priority` is {} and goes from -100 to 100", spec.priority)));

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use serde_path_to_error::{Path, Segment};
-use taxiway_job::{JobId, Problem};
+use taxiway_job::{JobId, Problem, Terms};
 
 use super::answer::{Refused, problem};
 use super::wire::Submission;
@@ -43,6 +43,7 @@ pub(super) fn draft(id: JobId, submission: Submission) -> Draft {
         cwd: submission.cwd,
         env: submission.env.unwrap_or_default(),
         gpus: submission.gpus,
+        terms: Terms { gpu_memory: submission.gpu_memory, gpu_uuids: submission.gpu_uuids.unwrap_or_default() },
         priority: submission.priority,
         time_limit: submission.time_limit,
         grace: submission.grace,
@@ -109,6 +110,7 @@ fn wrong_type(field: &str, error: &serde_path_to_error::Error<serde_json::Error>
     // Serde cannot say more of a value that may have several forms.
     let message = match field {
         "/env" if text.contains("untagged") => "a variable's value is a text or {\"secret\": \"text\"}".to_owned(),
+        "/gpu_memory" if text.contains("untagged") => "a size is a text like \"24GiB\" or a number of bytes".to_owned(),
         "/time_limit" | "/grace" if text.contains("untagged") => {
             "a duration is a text like \"2h30m\" or a number of seconds".to_owned()
         }
@@ -179,10 +181,11 @@ mod tests {
     #[test]
     fn a_whole_submission_is_read() {
         let body = r#"{"command": ["python3", "t.py"], "config": {"lr": 0.1}, "env": {"A": "b", "T": {"secret": "s"}},
-            "gpus": 2, "priority": -5, "time_limit": "2h30m", "grace": 10, "labels": {"team": "nlp"}, "hold": true,
+            "gpus": 2, "gpu_memory": "24GiB", "gpu_uuids": ["GPU-1"], "priority": -5, "time_limit": "2h30m", "grace": 10, "labels": {"team": "nlp"}, "hold": true,
             "external_id": "run-1", "name": "a", "cwd": "/data", "config_format": "yaml", "profile": null}"#;
         let draft = draft(JobId::new(), parse(body.as_bytes()).expect("valid"));
         assert_eq!(draft.gpus, Some(2));
+        assert_eq!((draft.terms.gpu_memory, draft.terms.gpu_uuids), (Some(24 << 30), vec!["GPU-1".to_owned()]));
         assert_eq!(draft.priority, Some(-5));
         assert_eq!(draft.time_limit, Some(std::time::Duration::from_secs(9000)));
         assert!(draft.hold);

@@ -56,6 +56,12 @@ pub(super) struct Submit {
     /// GPUs it needs; 0 is the CPU lane.
     #[arg(short, long)]
     gpus: Option<u32>,
+    /// Only GPUs with that much memory in all: 24GiB, or bytes.
+    #[arg(long, value_name = "SIZE", value_parser = taxiway_job::parse_size)]
+    gpu_memory: Option<u64>,
+    /// Only this GPU; may be given several times.
+    #[arg(long = "gpu-uuid", value_name = "UUID")]
+    gpu_uuids: Vec<String>,
     /// From -100 to 100; higher starts first.
     #[arg(long, allow_negative_numbers = true)]
     priority: Option<i16>,
@@ -140,6 +146,8 @@ impl Submit {
             cwd,
             env: (!env.is_empty()).then_some(env),
             gpus: self.gpus,
+            gpu_memory: self.gpu_memory,
+            gpu_uuids: (!self.gpu_uuids.is_empty()).then_some(self.gpu_uuids),
             priority: self.priority,
             time_limit: self.time_limit,
             grace: self.grace,

@@ -101,7 +101,7 @@ pub struct GpuSection {
     #[serde(rename = "use")]
     pub use_: Vec<String>,
     /// Bytes that must be free on a GPU before a job starts there (0).
-    #[serde(deserialize_with = "size")]
+    #[serde(deserialize_with = "taxiway_job::size::deserialize")]
     pub min_free_memory: u64,
     /// Programs that may use a GPU beside a job, by the name of their file (none): a display server, say.
     pub ignore: Vec<String>,
@@ -115,10 +115,10 @@ pub struct LauncherSection {
     #[serde(with = "taxiway_job::duration")]
     pub grace: Duration,
     /// Bytes of one log that are kept: the first ones, a marker, the last 64 KiB (1 GiB).
-    #[serde(deserialize_with = "size")]
+    #[serde(deserialize_with = "taxiway_job::size::deserialize")]
     pub log_max_size: u64,
     /// Free bytes in the data directory's filesystem below which nothing is started (1 GiB).
-    #[serde(deserialize_with = "size")]
+    #[serde(deserialize_with = "taxiway_job::size::deserialize")]
     pub min_free_disk: u64,
 }
 
@@ -225,20 +225,6 @@ fn listen_address<'de, D: Deserializer<'de>>(input: D) -> Result<SocketAddr, D::
     text.parse().map_err(|_| {
         serde::de::Error::custom(format!("`{text}` is not an address with a port: write it like \"127.0.0.1:8294\""))
     })
-}
-
-/// A size as text or as a number of bytes.
-fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a size like \"24GiB\" or a number of bytes")]
-    enum Written {
-        Bytes(u64),
-        Text(String),
-    }
-    match Written::deserialize(input)? {
-        Written::Bytes(bytes) => Ok(bytes),
-        Written::Text(text) => taxiway_job::parse_size(&text).map_err(serde::de::Error::custom),
-    }
 }
 
 /// A file mode: `"0660"` as text is octal, as chmod(1) has it; a TOML number is taken as it is (`0o660`).

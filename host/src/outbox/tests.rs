@@ -165,6 +165,7 @@ fn job() -> Job {
             grace: Duration::from_secs(30),
             external_id: None,
             config_format: ConfigFormat::Json,
+            terms: taxiway_job::Terms::default(),
         },
         config: Map::from_iter([("lr".to_owned(), json!(0.1))]),
         submitted_config: None,

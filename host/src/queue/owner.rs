@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use taxiway_job::{Failure, Job, JobId, LaunchId, Line, Place, Progress, Reason, State, StopTarget, Time};
+use taxiway_job::{Failure, Job, JobId, LaunchId, Line, Place, Progress, Reason, State, StopTarget, Terms, Time};
 use taxiway_launcher::Launcher;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -158,6 +158,8 @@ pub(super) struct Entry {
     pub(super) rank: i64,
     pub(super) stop_target: Option<StopTarget>,
     pub(super) profile: Option<Arc<str>>,
+    /// What it asks beside its slots; none for nothing.
+    pub(super) terms: Option<Box<Terms>>,
 }
 
 impl Entry {
@@ -323,6 +325,7 @@ impl Owner {
             rank: self.take_rank(),
             stop_target: None,
             profile: job.spec.profile.as_deref().map(Arc::from),
+            terms: (!job.spec.terms.are_none()).then(|| Box::new(job.spec.terms.clone())),
         };
         let (id, rank, store) = (job.id, entry.rank, self.store.clone());
         self.submitting.insert(id);

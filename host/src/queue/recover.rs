@@ -28,6 +28,7 @@ impl Owner {
                 rank: job.rank,
                 stop_target: job.stop_target,
                 profile: job.profile.map(|profile| profile.as_str().into()),
+                terms: job.terms.map(Box::new),
             };
             self.enter(job.id, entry);
         }

@@ -149,6 +149,7 @@ fn job(gpus: u32, priority: i16) -> Job {
             grace: Duration::from_secs(30),
             external_id: None,
             config_format: ConfigFormat::Json,
+            terms: taxiway_job::Terms::default(),
         },
         config: Map::new(),
         submitted_config: None,

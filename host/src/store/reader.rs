@@ -7,7 +7,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use taxiway_job::{Exit, Failure, Job, JobId, LaunchId, State, StopTarget, Time, Usage};
+use taxiway_job::{Exit, Failure, Job, JobId, LaunchId, State, StopTarget, Terms, Time, Usage};
 use tokio::sync::Semaphore;
 
 use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
@@ -90,6 +90,8 @@ pub struct QueuedJob {
     pub stop_target: Option<StopTarget>,
     /// Its profile.
     pub profile: Option<String>,
+    /// What it asks of the queue beside its slots; none for nothing.
+    pub terms: Option<Terms>,
 }
 
 /// How far a launch had come when it was last written.
@@ -237,7 +239,7 @@ impl Store {
     pub async fn unended_jobs(&self) -> Result<Vec<QueuedJob>, StoreError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT id, state, priority, rank, gpus, attempt, stop_target, profile FROM jobs
+                "SELECT id, state, priority, rank, gpus, attempt, stop_target, profile, terms FROM jobs
                  WHERE state NOT IN ('completed', 'failed', 'cancelled')",
             )?;
             let jobs = statement.query_map([], |row| {
@@ -256,6 +258,7 @@ impl Store {
                         _ => None,
                     },
                     profile: row.get("profile")?,
+                    terms: json(row, "terms")?,
                 })
             })?;
             Ok(jobs.collect::<Result<_, _>>()?)

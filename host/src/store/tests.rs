@@ -24,6 +24,7 @@ fn job(name: &str) -> Job {
             grace: Duration::from_secs(30),
             external_id: None,
             config_format: ConfigFormat::Json,
+            terms: taxiway_job::Terms::default(),
         },
         config: Map::new(),
         submitted_config: None,

@@ -13,6 +13,7 @@ mod line;
 mod problem;
 mod spec;
 mod state;
+mod terms;
 mod units;
 
 pub use end::{Exit, Failure, FailureClass, Handover, Progress, Usage};
@@ -22,4 +23,5 @@ pub use line::{Line, Place};
 pub use problem::{Problem, Severity};
 pub use spec::{ConfigFormat, EnvValue, JobSpec};
 pub use state::{State, StopTarget, UnknownState};
-pub use units::{Time, UnitError, duration, parse_duration, parse_size};
+pub use terms::Terms;
+pub use units::{Time, UnitError, duration, parse_duration, parse_size, size};

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Terms;
+
 /// A job as it was asked for, with every default filled in: what is needed to start it, apart from its configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -34,6 +36,9 @@ pub struct JobSpec {
     pub external_id: Option<String>,
     /// How the configuration file is written.
     pub config_format: ConfigFormat,
+    /// What it asks of the queue beside its slots.
+    #[serde(default, skip_serializing_if = "Terms::are_none")]
+    pub terms: Terms,
 }
 
 /// The value of an environment variable.

@@ -181,6 +181,55 @@ pub mod duration {
     }
 }
 
+/// Serde of a size in bytes: read as text or as a number of bytes, written as a number.
+pub mod size {
+    use serde::{Deserialize, Deserializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a size like \"24GiB\" or a number of bytes")]
+    enum Written {
+        Bytes(u64),
+        Text(String),
+    }
+
+    /// Reads `"24GiB"` or a number of bytes.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Bytes(bytes) => Ok(bytes),
+            Written::Text(text) => super::parse_size(&text).map_err(serde::de::Error::custom),
+        }
+    }
+
+    /// The same for a size that may be absent.
+    pub mod option {
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        /// Writes bytes or null.
+        ///
+        /// # Errors
+        /// Those of the serializer.
+        pub fn serialize<S: Serializer>(size: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+            match size {
+                Some(bytes) => serializer.serialize_u64(*bytes),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        /// Reads a size or null.
+        ///
+        /// # Errors
+        /// When it is neither.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+            #[derive(Deserialize)]
+            struct Wrapped(#[serde(deserialize_with = "super::deserialize")] u64);
+            Ok(Option::<Wrapped>::deserialize(deserializer)?.map(|Wrapped(bytes)| bytes))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

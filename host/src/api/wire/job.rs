@@ -38,6 +38,8 @@ pub struct Job<'a> {
     pub labels: Cow<'a, BTreeMap<String, String>>,
     /// GPUs it holds while it runs.
     pub gpus: u32,
+    /// Only GPUs with that much memory in all, in bytes.
+    pub gpu_memory: Option<u64>,
     /// Higher starts first.
     pub priority: i16,
     /// The jobs it waits for.
@@ -78,7 +80,7 @@ pub struct Job<'a> {
     pub failure: Option<Cow<'a, Failure>>,
     /// How far it is.
     pub progress: Option<Cow<'a, Progress>>,
-    /// The GPUs it has or had.
+    /// The GPUs it has or had; before it has any, those it asked for.
     pub gpu_uuids: Cow<'a, [String]>,
     /// What it used.
     pub usage: Option<Cow<'a, Usage>>,
@@ -103,6 +105,7 @@ impl<'a> Job<'a> {
             env: Env::Model(&spec.env),
             labels: Cow::Borrowed(&spec.labels),
             gpus: spec.gpus,
+            gpu_memory: spec.terms.gpu_memory,
             priority: spec.priority,
             // A job waits for its turn only: a submission cannot name others.
             after: Cow::Borrowed(&[]),
@@ -123,7 +126,7 @@ impl<'a> Job<'a> {
             exit: job.exit,
             failure: job.failure.as_ref().map(Cow::Borrowed),
             progress: standing.progress.as_ref().or(job.progress.as_ref()).map(Cow::Borrowed),
-            gpu_uuids: Cow::Borrowed(&job.gpu_uuids),
+            gpu_uuids: Cow::Borrowed(if job.gpu_uuids.is_empty() { &spec.terms.gpu_uuids } else { &job.gpu_uuids }),
             usage: job.usage.as_ref().map(Cow::Borrowed),
             handover: job.handover.as_ref().map(Cow::Borrowed),
         }
@@ -198,6 +201,7 @@ pub(crate) mod tests {
                 grace: Duration::from_secs(30),
                 external_id: None,
                 config_format: ConfigFormat::Json,
+                terms: taxiway_job::Terms::default(),
             },
             config: Map::from_iter([("lr".to_owned(), json!(0.1))]),
             submitted_config: None,

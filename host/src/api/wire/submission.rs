@@ -38,6 +38,12 @@ pub struct Submission {
     /// GPUs; 0 is the CPU lane.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
+    /// Only GPUs with that much memory in all: `"24GiB"` or bytes.
+    #[serde(with = "taxiway_job::size::option", skip_serializing_if = "Option::is_none")]
+    pub gpu_memory: Option<u64>,
+    /// Only these GPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_uuids: Option<Vec<String>>,
     /// −100 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i16>,
