@@ -13,6 +13,8 @@ mod reader;
 mod schema;
 mod writer;
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +49,7 @@ impl Store {
     /// When the file cannot be opened, is damaged, or was written by a newer Taxiway.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let at = |source| OpenError::Sqlite { path: path.to_owned(), source };
+        private(path).map_err(|source| OpenError::Create { path: path.to_owned(), source })?;
         let mut connection = Connection::open(path).map_err(at)?;
         schema::configure(&connection).map_err(at)?;
         schema::migrate(&mut connection)?;
@@ -113,6 +116,15 @@ impl Store {
     }
 }
 
+/// Makes the file its owner's alone before anything is in it: secrets of jobs will be. SQLite gives its other files the same
+/// mode (sqlite.org/walformat.html). Called before the first connection: to close the file later would drop SQLite's locks on it
+/// (fcntl_locking(2)).
+fn private(path: &Path) -> std::io::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    if mode & 0o077 == 0 { Ok(()) } else { file.set_permissions(Permissions::from_mode(mode & 0o700)) }
+}
+
 /// The writer's answer to come.
 pub struct Answer(oneshot::Receiver<Result<(), StoreError>>);
 
@@ -136,6 +148,14 @@ pub enum OpenError {
         path: PathBuf,
         /// SQLite's error.
         source: rusqlite::Error,
+    },
+    /// The file cannot be made, or made its owner's alone.
+    #[error("could not create the database {}: {source}; check that its directory belongs to this user and that the disk is not full", path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// A migration failed; the file is as it was.
     #[error("could not bring the database to this version's schema: {0}; the file is unchanged")]
