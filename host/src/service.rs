@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use taxiway_job::{Job, State, Time};
+use taxiway_job::{Job, State, Time, Verdict};
 use taxiway_launcher::LocalLauncher;
 use taxiway_plugin_host::PluginHost;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{self, Admission};
+use crate::admission::{self, Admission, LaunchJudgement};
 use crate::api;
 use crate::config::{DataDir, Settings, Startup};
 use crate::gpu::{self, Inventory};
@@ -163,10 +163,13 @@ impl Hooks for Plugins {
         self.admission.has_launch_stage(profile)
     }
 
-    async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> LaunchVerdict {
+    async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> (LaunchVerdict, Vec<Verdict>) {
         match self.gpus.views(gpu_uuids).await {
-            Ok(views) => self.admission.judge_launch(job, views).await.verdict,
-            Err(not_free) => LaunchVerdict::Wait(not_free.reason()),
+            Ok(views) => {
+                let LaunchJudgement { verdict, verdicts } = self.admission.judge_launch(job, views).await;
+                (verdict, verdicts)
+            }
+            Err(not_free) => (LaunchVerdict::Wait(not_free.reason()), Vec::new()),
         }
     }
 

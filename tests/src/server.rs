@@ -113,6 +113,12 @@ impl Server {
         (self.place, status)
     }
 
+    /// Waits for its end, of its own accord.
+    pub async fn ended(mut self) -> (Place, ExitStatus) {
+        let status = patiently("the service to end", self.child.wait()).await.expect("it is a child");
+        (self.place, status)
+    }
+
     /// Every event from the first on.
     pub async fn events(&self) -> Events {
         Events::from(&self.client, 0).await

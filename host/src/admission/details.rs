@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec};
+use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, Retries, Time};
 
 /// The names and forms are those of a job in the HTTP API.
 #[derive(Serialize)]
@@ -23,6 +23,10 @@ struct Details<'a> {
     gpu_memory: Option<u64>,
     gpu_uuids: &'a [String],
     priority: i16,
+    after: &'a [JobId],
+    after_any: &'a [JobId],
+    not_before: Option<Time>,
+    retries: &'a Retries,
     #[serde(with = "taxiway_job::duration::option")]
     time_limit: Option<Duration>,
     #[serde(with = "taxiway_job::duration")]
@@ -50,6 +54,10 @@ pub fn job_details(id: JobId, spec: &JobSpec, attempt: u32, submitted_by: &str, 
         gpu_memory: spec.terms.gpu_memory,
         gpu_uuids: &spec.terms.gpu_uuids,
         priority: spec.priority,
+        after: &spec.terms.after,
+        after_any: &spec.terms.after_any,
+        not_before: spec.terms.not_before,
+        retries: &spec.terms.retries,
         time_limit: spec.time_limit,
         grace: spec.grace,
         external_id: spec.external_id.as_deref(),

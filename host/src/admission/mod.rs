@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use taxiway_job::{
-    ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, Problem, Reason, Rewrite, State, Terms, Time, Verdict,
+    Beside, ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, Problem, Reason, Rewrite, State, Terms, Time, Verdict,
 };
 use taxiway_plugin_host::{Context, FailureKind, Hook, JobView, Stage};
 
@@ -75,6 +75,8 @@ pub struct Draft {
     pub hold: bool,
     /// How the configuration file is written.
     pub config_format: Option<ConfigFormat>,
+    /// What is known to be wrong with it already; told with everything else.
+    pub problems: Vec<Problem>,
 }
 
 impl Draft {
@@ -98,6 +100,7 @@ impl Draft {
             external_id: None,
             hold: false,
             config_format: None,
+            problems: Vec::new(),
         }
     }
 }
@@ -175,6 +178,7 @@ impl Admission {
         let resolved = resolve::resolve(draft, &self.0.profiles, self.0.grace, &self.0.gpus);
         let resolve::Resolved { id, mut spec, config, hold, known_profile, problems } = resolved;
         let mut course = Course::new(Stage::Submit, problems);
+        let as_submitted = Beside { labels: spec.labels.clone(), env: spec.env.clone() };
         let (config, submitted_config) = if known_profile {
             self.ask_plugins(&mut course, id, &mut spec, config, submitter, dry_run).await
         } else {
@@ -185,6 +189,8 @@ impl Admission {
         if course.is_refused() {
             return Err(course.refusal(config));
         }
+        let changed = spec.labels != as_submitted.labels || spec.env != as_submitted.env;
+        let submitted_beside = changed.then_some(as_submitted);
         let reason = if hold { Some(held_by_its_submitter()) } else { course.hold };
         let now = Time::now();
         Ok(Admitted {
@@ -193,11 +199,16 @@ impl Admission {
                 spec,
                 config,
                 submitted_config,
+                submitted_beside,
                 rewrites: course.rewrites,
                 verdicts: course.verdicts,
+                launch_verdicts: Vec::new(),
                 warnings: course.problems,
                 state: if reason.is_some() { State::Held } else { State::Queued },
                 attempt: 1,
+                revision: 1,
+                retries_done: 0,
+                retry_at: None,
                 reason,
                 submitted_at: now,
                 queued_at: now,
@@ -253,7 +264,7 @@ impl Admission {
 }
 
 fn held_by_its_submitter() -> Reason {
-    Reason::new("held_by_user", "submitted with `hold`: it waits until somebody releases it")
+    Reason::new("held", "submitted with `hold`: it waits until somebody releases it")
 }
 
 /// A configuration starts as an object, and [`rewrite`] takes nothing else from a plugin.

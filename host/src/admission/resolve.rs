@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, Problem, Severity};
+use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, Problem, Retries, Severity};
 
 use super::{Draft, command};
 use crate::config::Profile;
@@ -19,6 +19,9 @@ const EXTERNAL_ID_CHARACTERS: usize = 128;
 
 /// Longest name, and longest name and value of a label, in characters: a line of a table, with room to spare.
 const NAME_CHARACTERS: usize = 256;
+
+/// More attempts than that are no accident of the weather.
+const MOST_RETRIES: u32 = 1000;
 
 /// Names of known profiles that a message lists.
 const PROFILES_NAMED: usize = 10;
@@ -44,7 +47,7 @@ pub(super) fn resolve(
     grace: Duration,
     gpus: &Inventory,
 ) -> Resolved {
-    let mut problems = Vec::new();
+    let mut problems = draft.problems;
     let profile = draft.profile.as_deref().and_then(|name| profiles.get(name));
     let known_profile = draft.profile.is_none() || profile.is_some();
     if let Some(name) = draft.profile.as_deref().filter(|_| !known_profile) {
@@ -70,8 +73,8 @@ pub(super) fn resolve(
         profile: draft.profile,
         terms: draft.terms,
     };
-    check_spec(&spec, &mut problems);
     check_gpus(&spec, gpus, &mut problems);
+    check_spec(&spec, &mut problems);
     Resolved { id: draft.id, spec, config: draft.config, hold: draft.hold, known_profile, problems }
 }
 
@@ -200,6 +203,14 @@ fn check_spec(spec: &JobSpec, problems: &mut Vec<Problem>) {
     if !(-100..=100).contains(&spec.priority) {
         problems
             .push(error("priority-out-of-range", format!("`priority` is {} and goes from -100 to 100", spec.priority)));
+    }
+    let retries = &spec.terms.retries;
+    if retries.max > MOST_RETRIES {
+        problems
+            .push(error("too-many-retries", format!("`retries.max` is {} and at most {MOST_RETRIES}", retries.max)));
+    }
+    if retries.backoff > Retries::LONGEST_BACKOFF {
+        problems.push(error("backoff-out-of-range", "`retries.backoff` is longer than an hour, the longest pause"));
     }
     if spec.time_limit.is_some_and(|limit| limit.is_zero()) {
         problems.push(with_help(error("no-time", "`time_limit` is 0"), "leave it out for no limit"));

@@ -400,7 +400,7 @@ async fn a_dry_run_tells_plugins_so_and_a_hold_is_kept() {
         admission(std::slice::from_ref(&judge)).judge(Draft { hold: true, ..draft() }, "ann", true).await.unwrap();
     let (_, context) = judge.seen.lock().unwrap()[0].clone();
     assert_eq!((context.dry_run, context.stage), (true, Stage::Submit));
-    assert_eq!((admitted.job.state, admitted.job.reason.unwrap().code.as_str()), (State::Held, "held_by_user"));
+    assert_eq!((admitted.job.state, admitted.job.reason.unwrap().code.as_str()), (State::Held, "held"));
 }
 
 #[tokio::test]

@@ -112,6 +112,9 @@ impl From<QueueError> for Refused {
                 refused.0.state = Some(state);
                 refused
             }
+            QueueError::Changed(_) => Self::new(StatusCode::PRECONDITION_FAILED, "changed", error.to_string()),
+            QueueError::NotInLine(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not-in-line", error.to_string()),
+            QueueError::Circle(_) => Self::problems("rejected", vec![problem("", "circle", error.to_string())]),
             QueueError::TooManyGpus { .. } => {
                 Self::problems("rejected", vec![problem("", "too-many-gpus", error.to_string())])
             }

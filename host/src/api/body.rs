@@ -3,6 +3,8 @@
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::Api;
 use super::answer::Refused;
@@ -17,6 +19,31 @@ pub(super) const LARGE_LIMIT: usize = 1 << 30;
 pub(super) async fn json(headers: &HeaderMap, body: Body) -> Result<Bytes, Refused> {
     is_json(headers)?;
     read(body, LIMIT).await
+}
+
+/// A merge patch of an object: JSON, declared as such or as `application/merge-patch+json` (RFC 7396).
+pub(super) async fn merge_patch(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refused> {
+    if declared(headers).is_none_or(|essence| !essence.eq_ignore_ascii_case("application/merge-patch+json")) {
+        is_json(headers)?;
+    }
+    let bytes = read(body, LIMIT).await?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let what = if error.is_data() { "a change of a job is a JSON object" } else { "the body is not JSON" };
+        Refused::new(StatusCode::BAD_REQUEST, "malformed-json", format!("{what}: {error}"))
+    })
+}
+
+/// What a body says, if there is one: then it must be declared as JSON.
+pub(super) async fn optional<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<Option<T>, Refused> {
+    let bytes = read(body, LIMIT).await?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    is_json(headers)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        let what = if error.is_data() { "the body is not understood" } else { "the body is not JSON" };
+        Refused::new(StatusCode::BAD_REQUEST, "malformed-json", format!("{what}: {error}"))
+    })
 }
 
 /// The same with the limit for datasets. One such body at a time is in memory; others wait before they are read.
@@ -40,15 +67,20 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Refused> {
     })
 }
 
+/// The declared media type, without its parameters.
+fn declared(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
+}
+
 fn declared_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Bodies must be declared as JSON: a page of another site can send other types without asking.
 fn is_json(headers: &HeaderMap) -> Result<(), Refused> {
-    let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = declared.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
+    let declared = declared(headers).unwrap_or_default();
+    if declared.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
     let detail = if declared.is_empty() {

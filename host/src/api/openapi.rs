@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
-use taxiway_job::State;
+use taxiway_job::{FailureClass, State};
 
 use super::routes::{ROUTES, Route};
 
@@ -59,15 +59,22 @@ fn operation(route: &Route) -> Value {
         }),
     );
     let mut operation = json!({"summary": route.summary, "parameters": parameters, "responses": responses});
+    let optional_body = route.path == "/api/v1/jobs/{id}/requeue";
     let body = match route.path {
+        "/api/v1/jobs/{id}/requeue" => Some("Requeue"),
+        "/api/v1/jobs/{id}/move" => Some("Move"),
         "/api/v1/jobs" if route.method == "post" => Some("Submission"),
+        "/api/v1/jobs/{id}" if route.method == "patch" => Some("Submission"),
         "/api/training/execute" => Some("Execute"),
         _ => None,
     };
     if let Some(body) = body {
-        operation["requestBody"] = json!({"required": true, "content": schema_content(body)});
+        operation["requestBody"] = json!({"required": !optional_body, "content": schema_content(body)});
     }
-    if body == Some("Submission") {
+    if route.method == "patch" {
+        operation["requestBody"]["content"]["application/merge-patch+json"] =
+            operation["requestBody"]["content"]["application/json"].clone();
+    } else if body == Some("Submission") {
         operation["responses"]["200"] =
             json!({"description": "The verdict of a dry run", "content": schema_content("Verdict")});
     }
@@ -89,6 +96,8 @@ fn schemas() -> Value {
     let time = || json!({"type": ["string", "null"], "format": "date-time"});
     let texts = || json!({"type": "array", "items": {"type": "string"}});
     let duration = || json!({"type": ["string", "number", "null"], "description": "\"2h30m\", or seconds"});
+    let ids = |what: &str| json!({"type": ["array", "null"], "items": {"type": "string", "format": "uuid"}, "description": what});
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let submission = json!({
         "command": {"type": ["array", "null"], "items": {"type": "string"}, "description": "argv; required unless there is a profile"},
         "profile": may_be_text(),
@@ -105,6 +114,10 @@ fn schemas() -> Value {
         "time_limit": duration(),
         "grace": duration(),
         "external_id": {"type": ["string", "null"], "maxLength": 128},
+        "after": ids("the jobs that must have completed before it starts"),
+        "after_any": ids("the jobs that must have ended before it starts"),
+        "not_before": time(),
+        "retries": {"oneOf": [reference("Retries"), {"type": "null"}]},
         "hold": {"type": ["boolean", "null"]},
     });
     let job = json!({
@@ -122,6 +135,10 @@ fn schemas() -> Value {
         "gpu_memory": {"type": ["integer", "null"], "description": "bytes"},
         "priority": {"type": "integer"},
         "after": texts(),
+        "after_any": texts(),
+        "not_before": time(),
+        "retries": reference("Retries"),
+        "retry_at": time(),
         "time_limit": {"type": ["number", "null"], "description": "seconds"},
         "grace": {"type": "number", "description": "seconds"},
         "external_id": may_be_text(),
@@ -143,8 +160,29 @@ fn schemas() -> Value {
         "usage": {"type": ["object", "null"]},
         "handover": {"type": ["object", "null"]},
     });
-    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     json!({
+        "Explanation": {"type": "object", "properties": {
+            "reason": {"type": ["object", "null"], "properties": {"code": text(), "message": text()}},
+            "position": {"type": ["integer", "null"], "minimum": 1},
+            "expected_start_at": time(),
+            "verdicts": {"type": "array", "items": {"type": "object"}},
+            "failure": {"type": ["object", "null"]},
+        }},
+        "Requeue": {"type": "object", "additionalProperties": false, "properties": {
+            "hold": {"type": "boolean", "description": "out of the line, until it is released"},
+        }},
+        "Move": {"type": "object", "additionalProperties": false, "required": ["to"], "properties": {
+            "to": {"oneOf": [
+                {"enum": ["front", "back"]},
+                {"type": "object", "required": ["before"], "properties": {"before": {"type": "string", "format": "uuid"}}},
+                {"type": "object", "required": ["position"], "properties": {"position": {"type": "integer", "minimum": 1}}},
+            ]},
+        }},
+        "Retries": {"type": "object", "additionalProperties": false, "properties": {
+            "max": {"type": "integer", "minimum": 0, "maximum": 1000},
+            "backoff": duration(),
+            "on": {"type": "array", "items": {"enum": FailureClass::ALL}},
+        }},
         "Submission": {"type": "object", "additionalProperties": false, "properties": submission},
         "Job": {"type": "object", "properties": job},
         "Page": {"type": "object", "properties": {"items": {"type": "array"}, "next_cursor": may_be_text()}},

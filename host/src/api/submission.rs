@@ -14,6 +14,8 @@ use crate::config::{keys_of, nearest};
 
 /// Labels of one job; each is a filter that somebody may use.
 const MOST_LABELS: usize = 64;
+/// Jobs that one comes after: those of the largest array.
+const MOST_PREDECESSORS: usize = 1000;
 /// Bytes of one argument with its NUL: `MAX_ARG_STRLEN` of Linux (execve(2)).
 const LONGEST_ARGUMENT: usize = 128 << 10;
 /// Bytes of all arguments and variables together: half of what Linux grants at the default stack limit (execve(2)), so that
@@ -43,14 +45,33 @@ pub(super) fn draft(id: JobId, submission: Submission) -> Draft {
         cwd: submission.cwd,
         env: submission.env.unwrap_or_default(),
         gpus: submission.gpus,
-        terms: Terms { gpu_memory: submission.gpu_memory, gpu_uuids: submission.gpu_uuids.unwrap_or_default() },
+        terms: Terms {
+            gpu_memory: submission.gpu_memory,
+            gpu_uuids: submission.gpu_uuids.unwrap_or_default(),
+            after: ids(submission.after),
+            after_any: ids(submission.after_any),
+            not_before: submission.not_before,
+            retries: submission.retries.unwrap_or_default(),
+        },
         priority: submission.priority,
         time_limit: submission.time_limit,
         grace: submission.grace,
         external_id: submission.external_id,
         hold: submission.hold.unwrap_or_default(),
         config_format: submission.config_format,
+        problems: Vec::new(),
     }
+}
+
+/// The ids of a list that [`check`] has let through, each once.
+fn ids(texts: Option<Vec<String>>) -> Vec<JobId> {
+    let mut ids: Vec<JobId> = Vec::new();
+    for id in texts.into_iter().flatten().filter_map(|text| text.parse().ok()) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }
 
 /// The refusal of a body that is not JSON, or JSON but not what is asked for at one place.
@@ -143,6 +164,19 @@ fn check(submission: &Submission) -> Vec<Problem> {
     if submission.labels.as_ref().is_some_and(|labels| labels.len() > MOST_LABELS) {
         problems.push(problem("/labels", "too-many", format!("a job has at most {MOST_LABELS} labels")));
     }
+    for (field, texts) in [("after", &submission.after), ("after_any", &submission.after_any)] {
+        let texts = texts.as_deref().unwrap_or_default();
+        if texts.len() > MOST_PREDECESSORS {
+            let message = format!("a job comes after at most {MOST_PREDECESSORS} others");
+            problems.push(problem(&pointer([field]), "too-many", message));
+            continue;
+        }
+        for (index, text) in texts.iter().enumerate() {
+            if let Err(error) = text.parse::<JobId>() {
+                problems.push(problem(&pointer([field, &index.to_string()]), "wrong-type", error.to_string()));
+            }
+        }
+    }
     let arguments = submission.command.iter().flatten();
     for (index, _) in arguments.clone().enumerate().filter(|(_, argument)| argument.len() >= LONGEST_ARGUMENT) {
         let message = "an argument has at most 128 KiB: put the rest into the configuration";
@@ -181,13 +215,17 @@ mod tests {
     #[test]
     fn a_whole_submission_is_read() {
         let body = r#"{"command": ["python3", "t.py"], "config": {"lr": 0.1}, "env": {"A": "b", "T": {"secret": "s"}},
-            "gpus": 2, "gpu_memory": "24GiB", "gpu_uuids": ["GPU-1"], "priority": -5, "time_limit": "2h30m", "grace": 10, "labels": {"team": "nlp"}, "hold": true,
+            "gpus": 2, "gpu_memory": "24GiB", "gpu_uuids": ["GPU-1"], "priority": -5, "time_limit": "2h30m", "grace": 10,
+            "after": ["01937c3e-8f00-7abc-8def-0123456789ab"], "after_any": [], "not_before": "2030-01-01T00:00:00Z",
+            "retries": {"max": 3, "backoff": "1m", "on": ["exit", "cuda_oom"]}, "labels": {"team": "nlp"}, "hold": true,
             "external_id": "run-1", "name": "a", "cwd": "/data", "config_format": "yaml", "profile": null}"#;
         let draft = draft(JobId::new(), parse(body.as_bytes()).expect("valid"));
         assert_eq!(draft.gpus, Some(2));
         assert_eq!((draft.terms.gpu_memory, draft.terms.gpu_uuids), (Some(24 << 30), vec!["GPU-1".to_owned()]));
         assert_eq!(draft.priority, Some(-5));
         assert_eq!(draft.time_limit, Some(std::time::Duration::from_secs(9000)));
+        assert_eq!((draft.terms.after.len(), draft.terms.retries.max), (1, 3));
+        assert_eq!(draft.terms.not_before.map(|at| at.to_string()).as_deref(), Some("2030-01-01T00:00:00.000Z"));
         assert!(draft.hold);
         assert_eq!(draft.env["T"].expose(), "s");
     }
@@ -219,6 +257,12 @@ mod tests {
         let found = problems(r#"{"gpus": -1, "priority": 100000, "grace": -1}"#);
         let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
         assert_eq!(paths, ["/gpus", "/priority", "/grace"]);
+        let found = problems(
+            r#"{"after": ["soon"], "not_before": "soon", "retries": {"on": ["bad luck"]}, "gpu_memory": "much"}"#,
+        );
+        let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
+        assert_eq!(paths, ["/not_before", "/retries/on/0", "/gpu_memory"]);
+        assert_eq!(problems(r#"{"after": ["soon"]}"#)[0].0, "/after/0");
         let long = "x".repeat(LONGEST_ARGUMENT);
         let found = problems(&format!(r#"{{"command": ["a", "{long}"], "env": {{"A": "{}"}}}}"#, long.repeat(8)));
         let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();

@@ -12,7 +12,7 @@ use taxiway_job::JobId;
 use super::Connect;
 use super::sse::EventStream;
 use crate::api::socket::SocketPath;
-use crate::api::wire::{Job, Page, ProblemDocument, QueueSummary, Submission, Verdict};
+use crate::api::wire::{Explanation, Job, Page, ProblemDocument, QueueSummary, Submission, Verdict};
 use crate::config::{self, SYSTEM_SOCKET};
 
 /// A request that was not answered as asked for.
@@ -119,16 +119,30 @@ impl Client {
         self.json(self.request(Method::GET, &format!("/api/v1/jobs/{id}"))).await
     }
 
-    /// `cancel`, `hold` or `release`.
-    pub(super) async fn operate(&self, id: JobId, verb: &str) -> Result<Job<'static>, ClientError> {
-        self.json(self.request(Method::POST, &format!("/api/v1/jobs/{id}/{verb}"))).await
+    pub(super) async fn explain(&self, id: JobId) -> Result<Explanation<'static>, ClientError> {
+        self.json(self.request(Method::GET, &format!("/api/v1/jobs/{id}/explain"))).await
+    }
+
+    /// `cancel`, `hold` …, with what it takes beside the job, if anything.
+    pub(super) async fn operate(
+        &self,
+        id: JobId,
+        verb: &str,
+        body: Option<&Value>,
+    ) -> Result<Job<'static>, ClientError> {
+        let request = self.request(Method::POST, &format!("/api/v1/jobs/{id}/{verb}"));
+        self.json(match body {
+            Some(body) => request.json(body),
+            None => request,
+        })
+        .await
     }
 
     pub(super) async fn queue(&self) -> Result<QueueSummary<'static>, ClientError> {
         self.json(self.request(Method::GET, "/api/v1/queue")).await
     }
 
-    /// `pause` or `resume`.
+    /// `pause`, `resume` or `drain`.
     pub(super) async fn set_queue(&self, verb: &str) -> Result<QueueSummary<'static>, ClientError> {
         self.json(self.request(Method::POST, &format!("/api/v1/queue/{verb}"))).await
     }

@@ -1,4 +1,4 @@
-//! `taxiway ls`, `show`, `cancel`, `hold`, `release`
+//! `taxiway ls`, `show`, `cancel`, `hold`, `release`, `retry`, `requeue`, `move`
 
 use clap::Args;
 use taxiway_job::{State, Time};
@@ -7,7 +7,7 @@ use super::client::Client;
 use super::submit::patch_lines;
 use super::terminal::{self, Style, ago, bar, print, print_json, printable, span, stdout_style, table};
 use super::{outcome, terminal::stderr_style};
-use crate::api::wire::{Job, Page};
+use crate::api::wire::{self, Job, MoveTo, Page};
 
 /// List jobs.
 #[derive(Debug, Args)]
@@ -253,23 +253,91 @@ pub(super) struct Operate {
 }
 
 impl Operate {
-    /// Does it to each; one that cannot be done does not keep the others from it.
     pub(super) async fn run(self, client: &Client, verb: &str, json: bool) -> anyhow::Result<()> {
-        let mut first_failure = None;
-        for text in &self.ids {
-            let done = async {
-                let id = client.resolve(text).await?;
-                Ok::<_, anyhow::Error>(client.operate(id, verb).await?)
-            };
-            match done.await {
-                Ok(job) if json => print_json(&job)?,
-                Ok(job) => terminal::print(&format!("{} {} ({})\n", job.id, printable(&job.name), job.state))?,
-                Err(error) if first_failure.is_none() => first_failure = Some(error),
-                Err(error) => eprintln!("{} {error:#}", stderr_style().red("error:")),
-            }
-        }
-        first_failure.map_or(Ok(()), Err)
+        operate(&self.ids, client, verb, None, json).await
     }
+}
+
+/// Put jobs back into the line.
+#[derive(Debug, Args)]
+pub(super) struct Requeue {
+    /// Ids of the jobs, their first digits, or their external ids.
+    #[arg(required = true)]
+    ids: Vec<String>,
+    /// Take them out of the line, until they are released.
+    #[arg(long)]
+    hold: bool,
+}
+
+impl Requeue {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<()> {
+        let body = serde_json::to_value(wire::Requeue { hold: self.hold })?;
+        operate(&self.ids, client, "requeue", Some(&body), json).await
+    }
+}
+
+/// Move a queued job in the line.
+#[derive(Debug, Args)]
+pub(super) struct Move {
+    /// Id of the job, its first digits, or its external id.
+    id: String,
+    #[command(flatten)]
+    to: Place,
+}
+
+/// Where to: one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// Before all others.
+    #[arg(long)]
+    front: bool,
+    /// Behind all others.
+    #[arg(long)]
+    back: bool,
+    /// Just before this job.
+    #[arg(long, value_name = "ID")]
+    before: Option<String>,
+    /// To this position, from 1.
+    #[arg(long, value_name = "N")]
+    position: Option<usize>,
+}
+
+impl Move {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<()> {
+        let to = match self.to {
+            Place { before: Some(before), .. } => MoveTo::Before(client.resolve(&before).await?.to_string()),
+            Place { position: Some(position), .. } => MoveTo::Position(position),
+            Place { front: true, .. } => MoveTo::Front,
+            Place { .. } => MoveTo::Back,
+        };
+        let body = serde_json::to_value(wire::Move { to })?;
+        operate(&[self.id], client, "move", Some(&body), json).await
+    }
+}
+
+/// Does it to each; one that cannot be done does not keep the others from it.
+async fn operate(
+    ids: &[String],
+    client: &Client,
+    verb: &str,
+    body: Option<&serde_json::Value>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut first_failure = None;
+    for text in ids {
+        let done = async {
+            let id = client.resolve(text).await?;
+            Ok::<_, anyhow::Error>(client.operate(id, verb, body).await?)
+        };
+        match done.await {
+            Ok(job) if json => print_json(&job)?,
+            Ok(job) => terminal::print(&format!("{} {} ({})\n", job.id, printable(&job.name), job.state))?,
+            Err(error) if first_failure.is_none() => first_failure = Some(error),
+            Err(error) => eprintln!("{} {error:#}", stderr_style().red("error:")),
+        }
+    }
+    first_failure.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

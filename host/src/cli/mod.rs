@@ -5,6 +5,7 @@
 
 mod client;
 mod config;
+mod explain;
 mod follow;
 mod jobs;
 mod outcome;
@@ -80,6 +81,8 @@ enum Command {
     Ls(jobs::Ls),
     /// Show everything about a job.
     Show(jobs::Show),
+    /// Say why a job waits or failed, and when it is expected to start.
+    Explain(explain::Explain),
     /// Print a job's log.
     Logs(follow::Logs),
     /// Cancel jobs. What runs gets SIGTERM, and SIGKILL after its grace.
@@ -88,9 +91,15 @@ enum Command {
     Hold(jobs::Operate),
     /// Put held jobs back into the line.
     Release(jobs::Operate),
+    /// Have ended jobs make another attempt, at the back of their priority.
+    Retry(jobs::Operate),
+    /// Stop jobs gracefully and put them back into the line, at the back of their priority.
+    Requeue(jobs::Requeue),
+    /// Move a queued job in the line. It takes the priority of the job that it comes to stand beside.
+    Move(jobs::Move),
     /// Wait until a job has ended, and end with its exit status.
     Wait(follow::Wait),
-    /// Show the queue, pause it or resume it.
+    /// Show the queue, pause, resume or drain it.
     Queue(queue::Queue),
     /// Look at the plugins.
     Plugin(plugins::Plugin),
@@ -134,10 +143,14 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Submit(submit) => submit.run(&client, json).await,
             Command::Ls(ls) => ls.run(&client, json).await.map(done),
             Command::Show(show) => show.run(&client, json).await.map(done),
+            Command::Explain(explain) => explain.run(&client, json).await.map(done),
             Command::Logs(logs) => logs.run(&client, json).await,
             Command::Cancel(operate) => operate.run(&client, "cancel", json).await.map(done),
             Command::Hold(operate) => operate.run(&client, "hold", json).await.map(done),
             Command::Release(operate) => operate.run(&client, "release", json).await.map(done),
+            Command::Retry(operate) => operate.run(&client, "retry", json).await.map(done),
+            Command::Requeue(requeue) => requeue.run(&client, json).await.map(done),
+            Command::Move(to) => to.run(&client, json).await.map(done),
             Command::Wait(wait) => wait.run(&client, json).await,
             Command::Queue(queue) => queue.run(&client, json).await.map(done),
             Command::Plugin(plugin) => plugin.run(&client, json).await.map(done),

@@ -7,7 +7,7 @@ use super::client::Client;
 use super::jobs::listing;
 use super::terminal::{print, print_json, stdout_style};
 
-/// Show the queue, pause it or resume it.
+/// Show the queue, pause, resume or drain it.
 #[derive(Debug, Args)]
 pub(super) struct Queue {
     #[command(subcommand)]
@@ -20,6 +20,8 @@ enum Verb {
     Pause,
     /// Start jobs again.
     Resume,
+    /// Start nothing more, and end the service when nothing runs any more. It starts paused the next time.
+    Drain,
 }
 
 impl Queue {
@@ -27,6 +29,7 @@ impl Queue {
         let queue = match self.verb {
             None => client.queue().await?,
             Some(Verb::Pause) => client.set_queue("pause").await?,
+            Some(Verb::Drain) => client.set_queue("drain").await?,
             Some(Verb::Resume) => client.set_queue("resume").await?,
         };
         if json {

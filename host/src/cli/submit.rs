@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use taxiway_job::EnvValue;
+use taxiway_job::{EnvValue, FailureClass, Retries, Time};
 
 use super::client::Client;
 use super::terminal::{print, print_json, printable, stderr_style, stdout_style};
@@ -74,6 +74,24 @@ pub(super) struct Submit {
     /// Your own id of the job, unique among all jobs.
     #[arg(long, value_name = "ID")]
     external_id: Option<String>,
+    /// Start it when this job has completed; may be given several times.
+    #[arg(long, value_name = "ID")]
+    after: Vec<String>,
+    /// Start it when this job has ended, however; may be given several times.
+    #[arg(long, value_name = "ID")]
+    after_any: Vec<String>,
+    /// Start it then or later: 2026-01-31T12:00:00Z, or a time from now like 2h30m.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    not_before: Option<Time>,
+    /// How often it is tried again when it fails.
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Pause before the first retry (30s); each further one is twice as long, up to an hour.
+    #[arg(long, value_name = "DURATION", value_parser = taxiway_job::parse_duration, requires = "retries")]
+    retry_backoff: Option<Duration>,
+    /// Only after these failures: exit, signal, timeout, cuda_oom, host_oom …
+    #[arg(long, value_name = "CLASS", value_delimiter = ',', requires = "retries")]
+    retry_on: Vec<FailureClass>,
     /// Let it wait until it is released.
     #[arg(long)]
     hold: bool,
@@ -94,7 +112,12 @@ pub(super) struct Submit {
 impl Submit {
     pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<ExitCode> {
         let (dry_run, wait, follow, quiet) = (self.dry_run, self.wait, self.follow, self.quiet);
-        let submission = self.submission()?;
+        let mut submission = self.submission()?;
+        for ids in [&mut submission.after, &mut submission.after_any].into_iter().flatten() {
+            for id in ids {
+                *id = client.resolve(id).await?.to_string();
+            }
+        }
         if dry_run {
             let verdict = client.dry_run(&submission).await?;
             if json {
@@ -136,6 +159,11 @@ impl Submit {
             .map(|cwd| cwd.into_os_string().into_string())
             .transpose()
             .map_err(|cwd| anyhow::anyhow!("the directory {} has a name that is not UTF-8", cwd.display()))?;
+        let retries = self.retries.map(|max| {
+            let default = Retries::default();
+            let on = if self.retry_on.is_empty() { default.on } else { self.retry_on };
+            Retries { max, backoff: self.retry_backoff.unwrap_or(default.backoff), on }
+        });
         Ok(Submission {
             command: (!self.command.is_empty()).then_some(self.command),
             profile: self.profile,
@@ -152,6 +180,10 @@ impl Submit {
             time_limit: self.time_limit,
             grace: self.grace,
             external_id: self.external_id,
+            after: (!self.after.is_empty()).then_some(self.after),
+            after_any: (!self.after_any.is_empty()).then_some(self.after_any),
+            not_before: self.not_before,
+            retries,
             hold: self.hold.then_some(true),
         })
     }
@@ -230,6 +262,16 @@ fn variable(text: &str) -> Result<(String, String), String> {
             .map(|value| (text.to_owned(), value))
             .map_err(|_| format!("there is no variable {text} here: write it like {text}=VALUE")),
     }
+}
+
+/// A time of the clock, or a duration from now.
+pub(super) fn moment(text: &str) -> Result<Time, String> {
+    if let Ok(time) = serde_json::from_value(Value::from(text)) {
+        return Ok(time);
+    }
+    let wait = taxiway_job::parse_duration(text)
+        .map_err(|_| "write it like 2026-01-31T12:00:00Z, or as a time from now like 2h30m".to_owned())?;
+    Ok(Time::now().plus(wait))
 }
 
 /// The configuration that `given` names or is.

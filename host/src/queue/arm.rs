@@ -7,13 +7,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, State, Time};
+use taxiway_job::{
+    ConfigFormat, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, Spot, State, Time, Verdict,
+};
 use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
 use tokio::time::Instant;
 
 use super::handle::Mode;
 use super::owner::{ArmPause, Done, LaunchVerdict, Owner};
-use crate::store::{Change, End, StoreError};
+use crate::store::{Change, End, NextAttempt, StoreError};
 
 /// Arming is tried again after this long when it failed for a reason that is not the job's, and twice as long each time …
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -33,6 +35,8 @@ pub(super) struct Armed {
     unwanted: bool,
     /// When plugins judged it and for which GPUs, if any did.
     judged: Option<(Instant, Vec<String>)>,
+    /// What they said, until it is stored with the intent.
+    verdicts: Vec<Verdict>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +52,9 @@ enum Stage {
 /// What reading and judging the next in line came to.
 pub(super) enum Planned {
     /// It may start, like this.
-    Plan { plan: Box<LaunchPlan>, judged: Option<Vec<String>> },
+    Plan { plan: Box<LaunchPlan>, judged: Option<Vec<String>>, verdicts: Vec<Verdict> },
     /// Plugins refuse it.
-    Refused(LaunchVerdict),
+    Refused(LaunchVerdict, Vec<Verdict>),
     /// It cannot be started as it is.
     Impossible(String),
     /// The store could not be read.
@@ -80,16 +84,12 @@ impl Owner {
         }
     }
 
-    /// The first job of a lane that could start. One about which a request is being written is on its way out of the line, and
-    /// one whose GPUs were lost since it was accepted waits for their return.
+    /// The first job of a lane that could start.
     pub(super) fn head(&self, lane: Lane) -> Option<JobId> {
-        let there = self.slots.count();
-        let startable =
-            |job: &JobId| self.jobs.get(job).is_some_and(|entry| !entry.busy && entry.gpus as usize <= there);
-        match lane {
-            Lane::Gpu => self.line.gpu_lane().map(|place| place.job()).find(startable),
-            Lane::Cpu => self.line.cpu_lane().map(|place| place.job()).find(startable),
-        }
+        self.jobs.head(match lane {
+            Lane::Gpu => Spot::Gpu,
+            Lane::Cpu => Spot::Cpu,
+        })
     }
 
     fn drop_what_lost_its_place(&mut self, runs: bool) {
@@ -110,22 +110,33 @@ impl Owner {
             return;
         }
         let Some(job) = self.head(lane) else { return };
-        let Some(entry) = self.jobs.get(&job) else { return };
+        let Some(entry) = self.jobs.get(job) else { return };
         let launch = LaunchId::random();
-        let (gpus, attempt) = (entry.gpus, entry.attempt);
-        self.armed.push(Armed { job, launch, gpus, stage: Stage::Planning, unwanted: false, judged: None });
+        let (gpus, attempt) = (entry.gpus(), entry.attempt);
+        self.armed.push(Armed {
+            job,
+            launch,
+            gpus,
+            stage: Stage::Planning,
+            unwanted: false,
+            judged: None,
+            verdicts: Vec::new(),
+        });
         let judges = self.hooks.judges_launch(entry.profile.as_deref());
         let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus));
         self.work.push(Box::pin(async move {
             let planned = match store.job(job).await {
                 Ok(Some(job)) => {
-                    let verdict = if judges { hooks.judge_launch(&job, &uuids).await } else { LaunchVerdict::Accept };
+                    let (verdict, verdicts) = match judges {
+                        true => hooks.judge_launch(&job, &uuids).await,
+                        false => (LaunchVerdict::Accept, Vec::new()),
+                    };
                     match (verdict, plan(&job, launch, attempt)) {
                         (LaunchVerdict::Accept, Ok(plan)) => {
-                            Planned::Plan { plan: Box::new(plan), judged: judges.then_some(uuids) }
+                            Planned::Plan { plan: Box::new(plan), judged: judges.then_some(uuids), verdicts }
                         }
                         (LaunchVerdict::Accept, Err(why)) => Planned::Impossible(why),
-                        (verdict, _) => Planned::Refused(verdict),
+                        (verdict, _) => Planned::Refused(verdict, verdicts),
                     }
                 }
                 Ok(None) => Planned::Unread(StoreError::Conflict(format!("job {job} is in line and not stored"))),
@@ -140,19 +151,20 @@ impl Owner {
         let Some(armed) = self.armed_mut(launch) else { return };
         let job = armed.job;
         match planned {
-            Planned::Plan { plan, judged } => {
+            Planned::Plan { plan, judged, verdicts } => {
+                armed.verdicts = verdicts;
                 armed.stage = Stage::Preparing;
                 armed.judged = judged.map(|uuids| (Instant::now(), uuids));
                 self.launcher.prepare(*plan);
             }
-            Planned::Refused(LaunchVerdict::Wait(reason)) => {
+            Planned::Refused(LaunchVerdict::Wait(reason), _) => {
                 self.armed.retain(|armed| armed.launch != launch);
                 self.pause_arming(&reason.code, reason.message);
             }
-            Planned::Refused(verdict) => self.refuse(job, launch, verdict),
+            Planned::Refused(verdict, verdicts) => self.refuse(job, launch, verdict, verdicts),
             Planned::Impossible(why) => {
                 let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
-                self.refuse(job, launch, LaunchVerdict::Reject(failure));
+                self.refuse(job, launch, LaunchVerdict::Reject(failure), Vec::new());
             }
             Planned::Unread(error) => {
                 self.armed.retain(|armed| armed.launch != launch);
@@ -169,10 +181,14 @@ impl Owner {
             return self.launcher.disarm(launch);
         }
         armed.stage = Stage::Intending;
-        let job = armed.job;
-        let Some(attempt) = self.jobs.get(&job).map(|entry| entry.attempt) else { return };
+        let (job, verdicts) = (armed.job, std::mem::take(&mut armed.verdicts));
+        let Some(attempt) = self.jobs.get(job).map(|entry| entry.attempt) else { return };
         self.work.push(Box::pin(async move {
-            let result = store.commit(vec![Change::Arm { job, attempt, launch, boot_id }]).await;
+            let mut changes = vec![Change::Arm { job, attempt, launch, boot_id }];
+            if !verdicts.is_empty() {
+                changes.push(Change::LaunchVerdicts { job, verdicts });
+            }
+            let result = store.commit(changes).await;
             Done::Intended { launch, result }
         }));
     }
@@ -183,7 +199,7 @@ impl Owner {
         match error {
             PrepareError::Plan(why) => {
                 let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
-                self.refuse(job, launch, LaunchVerdict::Reject(failure));
+                self.refuse(job, launch, LaunchVerdict::Reject(failure), Vec::new());
             }
             PrepareError::Directory { full, .. } => {
                 self.armed.retain(|armed| armed.launch != launch);
@@ -284,29 +300,33 @@ impl Owner {
     }
 
     /// A job that never starts, or not now, because plugins or its own plan say so.
-    fn refuse(&mut self, job: JobId, launch: LaunchId, verdict: LaunchVerdict) {
+    fn refuse(&mut self, job: JobId, launch: LaunchId, verdict: LaunchVerdict, verdicts: Vec<Verdict>) {
         self.armed.retain(|armed| armed.launch != launch);
-        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        let Some(entry) = self.jobs.get_mut(job) else { return };
         entry.busy = true;
+        let profile = entry.profile.clone();
         let now = Time::now();
+        let mut next = None;
         let (to, change) = match verdict {
             LaunchVerdict::Accept | LaunchVerdict::Wait(_) => return self.resume_operations(job),
             LaunchVerdict::Reject(failure) => {
-                let deliveries = self.hooks.deliveries(entry.profile.as_deref(), State::Failed);
+                next = self.next_attempt(job, failure.class);
+                let to = if next.is_some() { State::Queued } else { State::Failed };
                 let end = End {
                     job,
                     launch: None,
                     from: State::Queued,
-                    to: State::Failed,
+                    to,
                     exit: Exit::default(),
                     failure: Some(failure),
                     reason: None,
                     usage: None,
                     started_at: None,
                     finished_at: now,
-                    deliveries,
+                    deliveries: self.hooks.deliveries(profile.as_deref(), State::Failed),
+                    next,
                 };
-                (State::Failed, Change::End(Box::new(end)))
+                (to, Change::End(Box::new(end)))
             }
             LaunchVerdict::Hold(reason) => {
                 let (by, deliveries) = ("plugin".to_owned(), Vec::new());
@@ -314,16 +334,25 @@ impl Owner {
                 (State::Held, Change::Move { job, from, to, reason: Some(reason), at, by, deliveries })
             }
         };
+        let mut changes = vec![change];
+        if !verdicts.is_empty() {
+            changes.push(Change::LaunchVerdicts { job, verdicts });
+        }
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
-            let result = store.commit(vec![change]).await;
-            Done::Refused { job, to, result }
+            let result = store.commit(changes).await;
+            Done::Refused { job, to, next, result }
         }));
     }
 
-    pub(super) fn refused(&mut self, job: JobId, to: State, result: Result<(), StoreError>) {
+    pub(super) fn refused(&mut self, job: JobId, to: State, next: Option<NextAttempt>, result: Result<(), StoreError>) {
         match result {
-            Ok(()) => self.set_state(job, to),
+            Ok(()) => {
+                if let Some(next) = next {
+                    self.begin_next_attempt(job, next);
+                }
+                self.set_state(job, to);
+            }
             Err(error) => self.pause_arming("store_unavailable", error.to_string()),
         }
         self.resume_operations(job);

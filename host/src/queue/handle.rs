@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use taxiway_job::{Job, JobId, Progress, Reason, State};
+use taxiway_job::{Job, JobId, Progress, Reason, State, Target, Time};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::store::{BodyHash, StoreError};
@@ -71,20 +72,55 @@ pub struct Summary {
     pub held: usize,
 }
 
-/// What a person wants done to a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What stands between a queued job and its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// Slots of its kind in all.
+    pub slots: usize,
+    /// How many of them it needs.
+    pub needs: usize,
+    /// Jobs that hold some, and how many.
+    pub running: Vec<(JobId, usize)>,
+    /// Jobs that start before it, in their order, and how many they need.
+    pub ahead: Vec<(JobId, usize)>,
+    /// It starts no earlier than this.
+    pub not_before: Option<Time>,
+}
+
+/// What is to be done to a job.
+#[derive(Debug, Clone)]
 pub(super) enum Verb {
     Cancel,
     Hold,
     Release,
+    Requeue {
+        hold: bool,
+    },
+    Retry,
+    /// To the front, from wherever it is without running.
+    ForceStart,
+    Move(Target),
+    /// What it is from now on, if it is still at the revision that it has there.
+    Edit(Arc<Job>),
+    /// The time limit of a job that runs.
+    Limit(Option<Duration>),
+    /// The queue's own: this job, which it comes after, has ended otherwise than it should have.
+    InVain(JobId, State),
 }
 
 impl Verb {
-    pub(super) fn as_str(self) -> &'static str {
+    pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
             Self::Hold => "hold",
             Self::Release => "release",
+            Self::Requeue { .. } => "requeue",
+            Self::Retry => "retry",
+            Self::ForceStart => "force-start",
+            Self::Move(_) => "move",
+            Self::Edit(_) => "edit",
+            Self::Limit(_) => "edit",
+            Self::InVain(..) => "give up",
         }
     }
 }
@@ -96,6 +132,7 @@ pub(super) enum Command {
     SetMode { mode: Mode, by: String, reply: oneshot::Sender<Result<(), QueueError>> },
     Standing { ids: Vec<JobId>, reply: oneshot::Sender<Vec<Standing>> },
     Summary { reply: oneshot::Sender<Summary> },
+    Outlook { id: JobId, reply: oneshot::Sender<Option<Outlook>> },
 }
 
 /// A verb on its way.
@@ -129,6 +166,15 @@ pub enum QueueError {
         /// What was asked.
         verb: &'static str,
     },
+    /// Somebody has edited it since it was read.
+    #[error("job {0} was changed since it was read; read it again and repeat the change")]
+    Changed(JobId),
+    /// It is to be moved before a job that is not in line.
+    #[error("there is no job {0} in line; only a queued job has others before it")]
+    NotInLine(JobId),
+    /// It comes after itself.
+    #[error("job {0} would come after itself: of the jobs in its `after` and `after_any`, one comes after it")]
+    Circle(JobId),
     /// It wants more GPUs than there are.
     #[error("the job asks for {asked} GPUs and this machine has {slots} that the queue may use")]
     TooManyGpus {
@@ -148,8 +194,13 @@ pub enum QueueError {
 fn hint(verb: &str, state: State) -> &'static str {
     match (verb, state) {
         ("hold", state) if state.is_live() => "; `requeue` with `hold` stops a running job gracefully and holds it",
+        ("edit", State::Pending | State::Running) => "; only `time_limit` of a running job can be changed",
         ("release", state) if !state.has_ended() => "; only held jobs can be released",
-        (_, state) if state.has_ended() => "; it has ended",
+        ("requeue", State::Held) => "; `release` puts it back into the line",
+        ("retry", state) if !state.has_ended() => "; only a job that has ended can be retried",
+        ("move", state) if !state.has_ended() => "; only queued jobs have a place in the line",
+        ("retry", _) => "",
+        (_, state) if state.has_ended() => "; it has ended, and `retry` begins another attempt",
         _ => "",
     }
 }
@@ -186,6 +237,55 @@ impl Queue {
     /// When there is no such job, or it is not held.
     pub async fn release(&self, id: JobId, by: &str) -> Result<State, QueueError> {
         self.operate(id, Verb::Release, by).await
+    }
+
+    /// Puts a job back into the line, at the back of its priority, or with `hold` out of it. What runs is stopped gracefully
+    /// first: it is `cancelling` when this returns.
+    ///
+    /// # Errors
+    /// When there is no such job, or it has ended or is being cancelled.
+    pub async fn requeue(&self, id: JobId, hold: bool, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Requeue { hold }, by).await
+    }
+
+    /// Has a job that has ended make another attempt, at the back of its priority.
+    ///
+    /// # Errors
+    /// When there is no such job, or it has not ended.
+    pub async fn retry(&self, id: JobId, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Retry, by).await
+    }
+
+    /// Puts a job that does not run at the front of the line, whether it is queued, held, or has failed or been cancelled.
+    ///
+    /// # Errors
+    /// When there is no such job, or it runs or has completed.
+    pub async fn force_start(&self, id: JobId, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::ForceStart, by).await
+    }
+
+    /// Moves a queued job in the line. It takes the priority of the job that it comes to stand beside.
+    ///
+    /// # Errors
+    /// When there is no such job or target in line.
+    pub async fn move_to(&self, id: JobId, target: Target, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Move(target), by).await
+    }
+
+    /// Makes a queued or held job what `job` says, if its revision is still that of `job`.
+    ///
+    /// # Errors
+    /// When there is no such job, its state forbids it, or somebody else was faster.
+    pub async fn edit(&self, job: Arc<Job>, by: &str) -> Result<State, QueueError> {
+        self.operate(job.id, Verb::Edit(job), by).await
+    }
+
+    /// Changes the time limit of a job that runs.
+    ///
+    /// # Errors
+    /// When there is no such job, or it does not run.
+    pub async fn set_time_limit(&self, id: JobId, limit: Option<Duration>, by: &str) -> Result<State, QueueError> {
+        self.operate(id, Verb::Limit(limit), by).await
     }
 
     /// Starts nothing more; what runs goes on.
@@ -225,6 +325,14 @@ impl Queue {
     /// When the service is stopping.
     pub async fn summary(&self) -> Result<Summary, QueueError> {
         self.ask(|reply| Command::Summary { reply }).await
+    }
+
+    /// What stands between a queued job and its start; none when that is not a matter of other jobs and time alone.
+    ///
+    /// # Errors
+    /// When the service is stopping.
+    pub async fn outlook(&self, id: JobId) -> Result<Option<Outlook>, QueueError> {
+        self.ask(|reply| Command::Outlook { id, reply }).await
     }
 
     async fn operate(&self, id: JobId, verb: Verb, by: &str) -> Result<State, QueueError> {

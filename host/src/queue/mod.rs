@@ -12,6 +12,7 @@
 //! start of the next. [`recover`] takes over what a previous service left.
 
 mod arm;
+mod change;
 mod handle;
 mod operate;
 mod owner;
@@ -24,6 +25,6 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-pub use handle::{Mode, Queue, QueueError, Standing, Summary};
+pub use handle::{Mode, Outlook, Queue, QueueError, Standing, Summary};
 pub use owner::{Hooks, LaunchVerdict, Options, start};
 pub use slots::SlotGpu;

@@ -1,6 +1,7 @@
-//! What people do to jobs: cancel, hold, release.
+//! What people do to jobs: cancel, hold, release, requeue; [`change`](super::change) has what changes the job itself or its
+//! place.
 
-use taxiway_job::{JobId, Reason, State, StopTarget, Time};
+use taxiway_job::{Job, JobId, Reason, State, StopTarget, Time};
 use taxiway_launcher::Stop;
 
 use super::handle::{Operation, QueueError, Verb};
@@ -13,7 +14,7 @@ pub(super) const AS_PLANNED: Stop = Stop { grace: None, signal: None };
 impl Owner {
     pub(super) fn operate(&mut self, operation: Operation) {
         let id = operation.id;
-        let Some(entry) = self.jobs.get(&id) else {
+        let Some(entry) = self.jobs.get(id) else {
             if self.submitting.contains(&id) {
                 return self.waiting.entry(id).or_default().push_back(operation);
             }
@@ -22,27 +23,55 @@ impl Owner {
         if entry.busy {
             return self.waiting.entry(id).or_default().push_back(operation);
         }
-        let state = entry.state;
-        match (operation.verb, state) {
-            (Verb::Cancel | Verb::Hold, State::Queued) if self.is_armed(id) => {
+        let (state, stop_target) = (entry.state(), entry.stop_target);
+        let illegal = |verb: &Verb| Err(QueueError::Illegal { id, state, verb: verb.as_str() });
+        match (&operation.verb, state) {
+            // Whatever changes a job that is armed takes it back first.
+            (verb, State::Queued) if self.is_armed(id) && !verb.leaves_as_it_is() => {
                 self.waiting.entry(id).or_default().push_back(operation);
                 self.disarm(id);
             }
             (Verb::Cancel, State::Queued | State::Held) => self.move_to(operation, state, State::Cancelled),
             (Verb::Cancel, State::Pending | State::Running) => self.stop(operation, StopTarget::Cancelled),
-            (Verb::Hold, State::Queued) => self.move_to(operation, state, State::Held),
-            (Verb::Release, State::Held) => self.move_to(operation, state, State::Queued),
-            // Nothing is left to change.
-            (Verb::Cancel, State::Cancelling) | (Verb::Hold, State::Held) | (Verb::Release, State::Queued) => {
-                operation.answer(Ok(state));
+            (Verb::Cancel, State::Cancelling) if stop_target != Some(StopTarget::Cancelled) => {
+                self.stop(operation, StopTarget::Cancelled);
             }
-            (verb, state) => operation.answer(Err(QueueError::Illegal { id, state, verb: verb.as_str() })),
+            (Verb::Hold | Verb::Requeue { hold: true }, State::Queued) => self.move_to(operation, state, State::Held),
+            (Verb::Release, State::Held) => self.move_to(operation, state, State::Queued),
+            (Verb::Requeue { hold }, State::Pending | State::Running | State::Cancelling)
+                if stop_target != Some(StopTarget::Cancelled) =>
+            {
+                let target = if *hold { StopTarget::Held } else { StopTarget::Queued };
+                if stop_target == Some(target) { operation.answer(Ok(state)) } else { self.stop(operation, target) }
+            }
+            (Verb::Move(_), State::Queued) | (Verb::ForceStart, State::Queued | State::Held) => self.rerank(operation),
+            (Verb::Edit(job), State::Queued | State::Held) => {
+                let job = job.clone();
+                self.edit(operation, job);
+            }
+            (Verb::Limit(limit), State::Pending | State::Running) => {
+                let limit = *limit;
+                self.limit(operation, limit);
+            }
+            (Verb::InVain(because, end), State::Queued | State::Held) => {
+                let (because, end) = (*because, *end);
+                self.give_up(id, because, end);
+                operation.answer(Ok(State::Cancelled));
+            }
+            // Nothing is left to change.
+            (Verb::Cancel, State::Cancelling)
+            | (Verb::Hold | Verb::Requeue { hold: true }, State::Held)
+            | (Verb::Release | Verb::Requeue { hold: false }, State::Queued) => operation.answer(Ok(state)),
+            (verb, _) => {
+                let answer = illegal(verb);
+                operation.answer(answer);
+            }
         }
     }
 
     /// Runs the operations that waited for this job, now that it is not busy any more.
     pub(super) fn resume_operations(&mut self, id: JobId) {
-        if let Some(entry) = self.jobs.get_mut(&id) {
+        if let Some(entry) = self.jobs.get_mut(id) {
             entry.busy = false;
         }
         // Each operation either is answered at once, or makes the job busy or disarms it and so ends this loop; the rest
@@ -54,7 +83,7 @@ impl Owner {
             };
             let left = waiting.len();
             self.operate(operation);
-            let blocked = self.jobs.get(&id).is_some_and(|entry| entry.busy)
+            let blocked = self.jobs.get(id).is_some_and(|entry| entry.busy)
                 || self.waiting.get(&id).is_some_and(|waiting| waiting.len() > left);
             if blocked {
                 // What was pushed back by a disarming goes to the front again, where it was.
@@ -70,7 +99,7 @@ impl Owner {
 
     fn move_to(&mut self, operation: Operation, from: State, to: State) {
         let id = operation.id;
-        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let Some(entry) = self.jobs.get_mut(id) else { return };
         entry.busy = true;
         let deliveries = if to.has_ended() { self.hooks.deliveries(entry.profile.as_deref(), to) } else { Vec::new() };
         let by = operation.by.clone();
@@ -89,6 +118,28 @@ impl Owner {
         }));
     }
 
+    /// The end of a job that waits for another one in vain. A fact: what it follows from has happened.
+    fn give_up(&mut self, id: JobId, because: JobId, end: State) {
+        let Some(entry) = self.jobs.get(id) else { return };
+        // The job may have been edited meanwhile, or the other one retried.
+        let still = entry.terms().is_some_and(|terms| terms.after.contains(&because)) && !self.jobs.contains(because);
+        if !still {
+            return;
+        }
+        let (from, deliveries) = (entry.state(), self.hooks.deliveries(entry.profile.as_deref(), State::Cancelled));
+        let message = format!("job {because} is {end}, and this job starts only after that one has completed");
+        self.owed.push(Change::Move {
+            job: id,
+            from,
+            to: State::Cancelled,
+            reason: Some(Reason::new("after_failed", message)),
+            at: Time::now(),
+            by: "taxiway".into(),
+            deliveries,
+        });
+        self.set_state(id, State::Cancelled);
+    }
+
     pub(super) fn moved(&mut self, operation: Operation, to: State, result: Result<(), StoreError>) {
         let id = operation.id;
         if result.is_ok() {
@@ -100,7 +151,7 @@ impl Owner {
 
     /// A stop is stored with its target before anything is signalled.
     fn stop(&mut self, operation: Operation, target: StopTarget) {
-        let Some(entry) = self.jobs.get_mut(&operation.id) else { return };
+        let Some(entry) = self.jobs.get_mut(operation.id) else { return };
         entry.busy = true;
         let change = Change::Stop { job: operation.id, target, at: Time::now(), by: operation.by.clone() };
         let store = self.store.clone();
@@ -115,11 +166,13 @@ impl Owner {
         let launch = self.live.iter().find(|(_, live)| live.job == id).map(|(launch, _)| *launch);
         let answer = match result {
             Ok(()) => {
-                if let Some(entry) = self.jobs.get_mut(&id) {
+                if let Some(entry) = self.jobs.get_mut(id) {
                     entry.stop_target = Some(target);
                 }
+                // One that is being stopped already is not signalled again: its grace runs.
+                let begins = self.jobs.get(id).is_some_and(|entry| entry.state() != State::Cancelling);
                 self.set_state(id, State::Cancelling);
-                if let Some(launch) = launch {
+                if let Some(launch) = launch.filter(|_| begins) {
                     self.launcher.stop(launch, AS_PLANNED);
                 }
                 Ok(State::Cancelling)
@@ -139,20 +192,48 @@ impl Owner {
         self.work.push(Box::pin(async move {
             // Its end may still be on its way to the store: what was sent before this is there after it.
             let found = match store.commit(Vec::new()).await {
-                Ok(()) => store.job(operation.id).await.map(|job| job.map(|job| job.state)),
+                Ok(()) => store.job(operation.id).await,
                 Err(error) => Err(error),
             };
             Done::Looked { operation, found }
         }));
     }
 
-    pub(super) fn looked(operation: Operation, found: Result<Option<State>, StoreError>) {
-        let (id, verb) = (operation.id, operation.verb);
-        operation.answer(match found {
-            Ok(Some(State::Cancelled)) if verb == Verb::Cancel => Ok(State::Cancelled),
-            Ok(Some(state)) => Err(QueueError::Illegal { id, state, verb: verb.as_str() }),
-            Ok(None) => Err(QueueError::NotFound(id)),
-            Err(error) => Err(error.into()),
-        });
+    pub(super) fn looked(&mut self, operation: Operation, found: Result<Option<Job>, StoreError>) {
+        let id = operation.id;
+        if self.jobs.contains(id) || self.submitting.contains(&id) {
+            // Somebody had it retried meanwhile.
+            return self.operate(operation);
+        }
+        let job = match found {
+            Ok(Some(job)) => job,
+            Ok(None) => return operation.answer(Err(QueueError::NotFound(id))),
+            Err(error) => return operation.answer(Err(error.into())),
+        };
+        match (&operation.verb, job.state) {
+            (Verb::Cancel, State::Cancelled) => operation.answer(Ok(State::Cancelled)),
+            (Verb::Retry, State::Completed | State::Failed | State::Cancelled)
+            | (Verb::ForceStart, State::Failed | State::Cancelled) => self.retry(operation, &job),
+            (verb, state) => {
+                let verb = verb.as_str();
+                operation.answer(Err(QueueError::Illegal { id, state, verb }));
+            }
+        }
+    }
+}
+
+impl Verb {
+    /// Whether a queued job stays as it is: there is nothing to be changed, or it may not be.
+    fn leaves_as_it_is(&self) -> bool {
+        match self {
+            Self::Release | Self::Retry | Self::Requeue { hold: false } | Self::Limit(_) => true,
+            Self::Cancel
+            | Self::Hold
+            | Self::Requeue { hold: true }
+            | Self::ForceStart
+            | Self::Move(_)
+            | Self::Edit(_)
+            | Self::InVain(..) => false,
+        }
     }
 }

@@ -8,16 +8,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use taxiway_job::{Failure, Job, JobId, LaunchId, Line, Place, Progress, Reason, State, StopTarget, Terms, Time};
+use taxiway_job::{
+    Entry, Failure, Job, JobId, Jobs, LaunchId, Progress, Reason, Shift, State, StopTarget, Time, Verdict,
+};
 use taxiway_launcher::Launcher;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::arm::Armed;
-use super::handle::{Command, Mode, Operation, Queue, QueueError, Standing, Summary, WAITING_COMMANDS};
+use super::handle::{Command, Mode, Operation, Queue, QueueError, Standing, Summary, Verb, WAITING_COMMANDS};
 use super::slots::{SlotGpu, Slots, Taken};
-use crate::store::{BodyHash, Change, NewDelivery, NewJob, Store, StoreError};
+use crate::store::{BodyHash, Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
 
 /// What the queue needs of plugins.
 #[async_trait]
@@ -25,8 +27,9 @@ pub trait Hooks: Send + Sync {
     /// Whether any plugin judges jobs of this profile just before their start.
     fn judges_launch(&self, profile: Option<&str>) -> bool;
 
-    /// Has the plugins judge a job that is about to start on these GPUs (none on a virtual slot).
-    async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> LaunchVerdict;
+    /// Has the plugins judge a job that is about to start on these GPUs (none on a virtual slot). Tells what each of them said
+    /// as well.
+    async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> (LaunchVerdict, Vec<Verdict>);
 
     /// One delivery for each completion hook that hears of such an end.
     fn deliveries(&self, profile: Option<&str>, end: State) -> Vec<NewDelivery>;
@@ -79,11 +82,11 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
     let mut owner = Owner {
         boot_id,
         mode: Mode::Run,
-        jobs: HashMap::new(),
+        jobs: Jobs::default(),
         submitting: HashSet::new(),
-        line: Line::new(),
-        held: 0,
-        next_rank: 0,
+        in_vain: Vec::new(),
+        reranking: false,
+        to_rerank: VecDeque::new(),
         slots: Slots::new(gpus, cpu_slots),
         armed: Vec::new(),
         arm_pause: None,
@@ -106,21 +109,25 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
     Ok(Queue { commands })
 }
 
+/// Longest sleep until a time of the clock: one that is set forward meanwhile is not noticed before.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
 pub(super) struct Owner {
     pub(super) store: Store,
     pub(super) launcher: Arc<dyn Launcher>,
     pub(super) hooks: Arc<dyn Hooks>,
     pub(super) boot_id: String,
     pub(super) mode: Mode,
-    /// Every job that has not ended.
-    pub(super) jobs: HashMap<JobId, Entry>,
+    /// Every job that has not ended, and their order.
+    pub(super) jobs: Jobs,
     /// Jobs that are being stored: others may see them there before the answer comes.
     pub(super) submitting: HashSet<JobId>,
-    /// Those that are queued.
-    pub(super) line: Line,
-    /// How many are held.
-    pub(super) held: usize,
-    pub(super) next_rank: i64,
+    /// Jobs that wait in vain for this job, which ended like this.
+    pub(super) in_vain: Vec<(JobId, Verb)>,
+    /// A place in the line is being written that was chosen by its neighbours.
+    pub(super) reranking: bool,
+    /// Operations that wait to choose theirs.
+    pub(super) to_rerank: VecDeque<Operation>,
     pub(super) slots: Slots,
     /// The next in line of each lane, on its way to a shim that is ready.
     pub(super) armed: Vec<Armed>,
@@ -147,27 +154,6 @@ pub(super) struct Owner {
     pub(super) drained: CancellationToken,
 }
 
-/// A job that has not ended, as small as it can be: there may be a million of them.
-pub(super) struct Entry {
-    pub(super) state: State,
-    /// A request about it is being written: it neither starts nor takes another request meanwhile.
-    pub(super) busy: bool,
-    pub(super) gpus: u32,
-    pub(super) priority: i16,
-    pub(super) attempt: u32,
-    pub(super) rank: i64,
-    pub(super) stop_target: Option<StopTarget>,
-    pub(super) profile: Option<Arc<str>>,
-    /// What it asks beside its slots; none for nothing.
-    pub(super) terms: Option<Box<Terms>>,
-}
-
-impl Entry {
-    pub(super) fn place(&self, id: JobId) -> Place {
-        Place::new(self.priority, self.rank, id)
-    }
-}
-
 /// A launch that was told to start, until all its processes are gone.
 pub(super) struct Live {
     pub(super) job: JobId,
@@ -185,6 +171,8 @@ pub(super) struct Live {
 pub(super) struct Then {
     /// Launches whose end is among them: their shims may leave.
     pub(super) confirm: Vec<LaunchId>,
+    /// Answers, with whether it worked.
+    pub(super) answers: Vec<Box<dyn FnOnce(Result<(), QueueError>) + Send>>,
     /// Askers of a mode that is in force.
     pub(super) mode_replies: Vec<oneshot::Sender<Result<(), QueueError>>>,
     /// Nothing is left to be done by a drained queue.
@@ -209,12 +197,22 @@ pub(super) enum Done {
         result: Result<(), StoreError>,
         reply: oneshot::Sender<Result<Standing, QueueError>>,
     },
+    /// A job that had ended waits again.
+    Returned { operation: Operation, entry: Entry, result: Result<(), StoreError> },
+    /// A job was changed.
+    Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
+    /// A time limit was changed.
+    Limited { operation: Operation, limit: Option<Duration>, result: Result<(), StoreError> },
+    /// A job was moved in the line, and perhaps released.
+    Reranked { operation: Operation, shifts: Vec<Shift>, result: Result<(), StoreError> },
+    /// How the jobs have ended that a job comes after.
+    Predecessors { job: JobId, asker: Asker, ends: Result<HashMap<JobId, State>, StoreError> },
     /// A job without processes was moved to another state.
     Moved { operation: Operation, to: State, result: Result<(), StoreError> },
     /// A stop was stored.
     Stopped { operation: Operation, target: StopTarget, result: Result<(), StoreError> },
     /// The state of a job that the queue does not know.
-    Looked { operation: Operation, found: Result<Option<State>, StoreError> },
+    Looked { operation: Operation, found: Result<Option<Job>, StoreError> },
     /// The mode was stored.
     ModeSet { mode: Mode, result: Result<(), StoreError>, reply: oneshot::Sender<Result<(), QueueError>> },
     /// The next in line was read and judged.
@@ -222,9 +220,15 @@ pub(super) enum Done {
     /// The intent to start it is durable, or not.
     Intended { launch: LaunchId, result: Result<(), StoreError> },
     /// A verdict at launch was stored.
-    Refused { job: JobId, to: State, result: Result<(), StoreError> },
+    Refused { job: JobId, to: State, next: Option<NextAttempt>, result: Result<(), StoreError> },
     /// Facts are durable, or were refused.
     Recorded { then: Then, result: Result<(), StoreError> },
+}
+
+/// Who waits for a job to be in line.
+pub(super) enum Asker {
+    Submission(oneshot::Sender<Result<Standing, QueueError>>),
+    Operation(Operation),
 }
 
 impl Owner {
@@ -233,6 +237,10 @@ impl Owner {
         self.turn().await;
         loop {
             let rest = self.arm_pause.as_ref().and_then(|pause| pause.until);
+            let alarm = self.jobs.next_alarm().map(|at| {
+                let wait = at.as_millis().saturating_sub(Time::now().as_millis());
+                Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0)).min(LONGEST_SLEEP)
+            });
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => self.launcher_event(event),
@@ -245,6 +253,7 @@ impl Owner {
                 // An error means that the writer has stopped: the service ends.
                 Ok(()) = committing.changed() => {}
                 () = until(rest) => self.arm_pause_ends(),
+                () = until(alarm) => self.jobs.ring(Time::now()),
             }
             self.turn().await;
         }
@@ -252,6 +261,7 @@ impl Owner {
 
     /// What follows from any input: starts, arming, and the writing of facts.
     async fn turn(&mut self) {
+        self.give_up_in_vain();
         self.schedule();
         let (changes, then) = (std::mem::take(&mut self.owed), std::mem::take(&mut self.then));
         if changes.is_empty() {
@@ -269,12 +279,23 @@ impl Owner {
         }
     }
 
+    /// Ends the jobs that wait in vain, and those that so do in turn.
+    pub(super) fn give_up_in_vain(&mut self) {
+        while let Some((id, verb)) = self.in_vain.pop() {
+            let (reply, _) = oneshot::channel();
+            self.operate(Operation { id, verb, by: "taxiway".into(), reply });
+        }
+    }
+
     fn recorded(&self, then: Then, result: Result<(), StoreError>) {
         if result.is_ok() {
             // Other shims fsync their records, and are found again at the next start.
             for launch in then.confirm {
                 self.launcher.confirm(launch);
             }
+        }
+        for answer in then.answers {
+            answer(result.clone().map_err(QueueError::from));
         }
         for reply in then.mode_replies {
             // An error means that the asker has gone away.
@@ -293,19 +314,25 @@ impl Owner {
             // An error in an answer means that the asker has gone away.
             Command::Standing { ids, reply } => drop(reply.send(ids.into_iter().map(|id| self.standing(id)).collect())),
             Command::Summary { reply } => drop(reply.send(self.summary())),
+            Command::Outlook { id, reply } => drop(reply.send(self.outlook(id))),
         }
     }
 
     fn done(&mut self, done: Done) {
         match done {
             Done::Submitted { entry, id, result, reply } => self.submitted(entry, id, result, reply),
+            Done::Returned { operation, entry, result } => self.returned(operation, entry, result),
+            Done::Edited { operation, job, result } => self.edited(operation, &job, result),
+            Done::Limited { operation, limit, result } => self.limited(operation, limit, result),
+            Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),
+            Done::Predecessors { job, asker, ends } => self.predecessors_looked_at(job, asker, ends),
             Done::Moved { operation, to, result } => self.moved(operation, to, result),
             Done::Stopped { operation, target, result } => self.stopped(operation, target, result),
-            Done::Looked { operation, found } => Self::looked(operation, found),
+            Done::Looked { operation, found } => self.looked(operation, found),
             Done::ModeSet { mode, result, reply } => self.mode_set(mode, result, reply),
             Done::Planned { launch, planned } => self.planned(launch, planned),
             Done::Intended { launch, result } => self.intended(launch, result),
-            Done::Refused { job, to, result } => self.refused(job, to, result),
+            Done::Refused { job, to, next, result } => self.refused(job, to, next, result),
             Done::Recorded { then, result } => self.recorded(then, result),
         }
     }
@@ -316,18 +343,9 @@ impl Owner {
             let _ = reply.send(Err(QueueError::TooManyGpus { asked: job.spec.gpus, slots: self.slots.count() }));
             return;
         }
-        let entry = Entry {
-            state: job.state,
-            busy: false,
-            gpus: job.spec.gpus,
-            priority: job.spec.priority,
-            attempt: job.attempt,
-            rank: self.take_rank(),
-            stop_target: None,
-            profile: job.spec.profile.as_deref().map(Arc::from),
-            terms: (!job.spec.terms.are_none()).then(|| Box::new(job.spec.terms.clone())),
-        };
-        let (id, rank, store) = (job.id, entry.rank, self.store.clone());
+        let rank = self.jobs.take_rank();
+        let entry = entry_of(&job, rank);
+        let (id, store) = (job.id, self.store.clone());
         self.submitting.insert(id);
         self.work.push(Box::pin(async move {
             let result = store.commit(vec![Change::Submit(Box::new(NewJob { job, rank, body }))]).await;
@@ -343,50 +361,28 @@ impl Owner {
         reply: oneshot::Sender<Result<Standing, QueueError>>,
     ) {
         self.submitting.remove(&id);
-        let answer = result.map_err(QueueError::from).map(|()| {
-            self.enter(id, entry);
-            self.standing(id)
-        });
-        let _ = reply.send(answer);
-        self.resume_operations(id);
-    }
-
-    /// Puts a job that is queued or held where it belongs.
-    pub(super) fn enter(&mut self, id: JobId, entry: Entry) {
-        match entry.state {
-            State::Queued => drop(self.line.insert(entry.place(id), entry.gpus)),
-            State::Held => self.held += 1,
-            _ => {}
+        match result {
+            Ok(()) => {
+                self.jobs.enter(id, entry, Time::now());
+                self.look_at_predecessors(id, Asker::Submission(reply));
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error.into()));
+                self.resume_operations(id);
+            }
         }
-        self.jobs.insert(id, entry);
     }
 
-    /// Changes the state of a job in memory, and the line and the count of held jobs with it.
+    /// Changes the state of a job in memory, and the line with it.
     pub(super) fn set_state(&mut self, id: JobId, to: State) {
-        let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let from = std::mem::replace(&mut entry.state, to);
-        debug_assert!(from == to || from.may_become(to), "{from} to {to}");
-        let (place, gpus) = (entry.place(id), entry.gpus);
-        match from {
-            State::Queued => drop(self.line.remove(place, gpus)),
-            State::Held => self.held -= 1,
-            _ => {}
+        let in_vain = self.jobs.set_state(id, to);
+        self.in_vain.extend(in_vain.into_iter().map(|job| (job, Verb::InVain(id, to))));
+        // What failed while it ran counts when it waits again.
+        if matches!(to, State::Queued | State::Held)
+            && let Some((because, end)) = self.jobs.in_vain(id)
+        {
+            self.in_vain.push((id, Verb::InVain(because, end)));
         }
-        match to {
-            State::Queued => drop(self.line.insert(place, gpus)),
-            State::Held => self.held += 1,
-            _ => {}
-        }
-        if to.has_ended() {
-            self.jobs.remove(&id);
-        }
-    }
-
-    /// A rank behind all others.
-    pub(super) fn take_rank(&mut self) -> i64 {
-        // Room between neighbours, for jobs that are moved there.
-        self.next_rank += 1 << 20;
-        self.next_rank
     }
 
     fn set_mode(&mut self, mode: Mode, by: String, reply: oneshot::Sender<Result<(), QueueError>>) {
@@ -424,10 +420,20 @@ impl Owner {
         Summary {
             mode: self.mode,
             running: running.into_iter().map(|(_, job)| job).collect(),
-            queued: self.line.len(),
-            held: self.held,
+            queued: self.jobs.line().len(),
+            held: self.jobs.held(),
         }
     }
+}
+
+/// A job as the queue keeps it.
+pub(super) fn entry_of(job: &Job, rank: i64) -> Entry {
+    let terms = (!job.spec.terms.are_none()).then(|| Box::new(job.spec.terms.clone()));
+    let mut entry = Entry::new(job.state, job.spec.gpus, job.spec.priority, rank, terms);
+    entry.attempt = job.attempt;
+    entry.revision = job.revision;
+    entry.profile = job.spec.profile.as_deref().map(Arc::from);
+    entry
 }
 
 /// Waits until then, or for ever.

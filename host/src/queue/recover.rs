@@ -1,11 +1,11 @@
 //! Taking over what a previous service left (DESIGN §5, step 4).
 
-use taxiway_job::{LaunchId, State, Time};
+use taxiway_job::{Condition, Entry, JobId, Jobs, LaunchId, State, Time};
 use taxiway_launcher::{Started, StoredPhase, Unsettled};
 
-use super::handle::Mode;
+use super::handle::{Mode, Verb};
 use super::operate::AS_PLANNED;
-use super::owner::{Entry, Owner};
+use super::owner::Owner;
 use super::slots::Taken;
 use crate::store::{Change, Phase, StoreError};
 
@@ -17,25 +17,30 @@ impl Owner {
             _ => Mode::Run,
         };
         self.mode = mode.unwrap_or(stored);
-        self.next_rank = self.store.highest_rank().await?;
+        self.jobs = Jobs::new(self.store.highest_rank().await?);
+        let now = Time::now();
+        let there = self.slots.count();
         for job in self.store.unended_jobs().await? {
-            let entry = Entry {
-                state: job.state,
-                busy: false,
-                gpus: job.gpus,
-                priority: job.priority,
-                attempt: job.attempt,
-                rank: job.rank,
-                stop_target: job.stop_target,
-                profile: job.profile.map(|profile| profile.as_str().into()),
-                terms: job.terms.map(Box::new),
-            };
-            self.enter(job.id, entry);
+            let mut entry = Entry::new(job.state, job.gpus, job.priority, job.rank, job.terms.map(Box::new));
+            entry.attempt = job.attempt;
+            entry.revision = job.revision;
+            entry.retries_done = job.retries_done;
+            entry.stop_target = job.stop_target;
+            entry.profile = job.profile.map(|profile| profile.as_str().into());
+            self.jobs.enter(job.id, entry, now);
+            if job.retry_at.is_some() {
+                self.jobs.set_retry_at(job.id, job.retry_at, now);
+            }
+            if job.gpus as usize > there {
+                // GPUs were lost since it was accepted.
+                self.jobs.set_unmet(job.id, Condition::GpusUnavailable, true);
+            }
         }
+        self.find_in_vain().await?;
         let mut unsettled = Vec::new();
         for attempt in self.store.unsettled_attempts().await? {
-            let Some(entry) = self.jobs.get_mut(&attempt.job) else { continue };
-            let gpus = entry.gpus;
+            let Some(entry) = self.jobs.get_mut(attempt.job) else { continue };
+            let gpus = entry.gpus();
             // Until it is settled its slot stays taken, and a job that may have been told to start takes no requests and is
             // not armed again.
             self.slots.reserve(attempt.launch, gpus, &attempt.gpu_uuids);
@@ -57,6 +62,28 @@ impl Owner {
         Ok(())
     }
 
+    /// Finds the jobs whose predecessors ended otherwise than they should have while the previous service could not act on it.
+    async fn find_in_vain(&mut self) -> Result<(), StoreError> {
+        let waits: Vec<(JobId, JobId)> = self
+            .jobs
+            .iter()
+            .flat_map(|(id, entry)| {
+                let after = entry.terms().map(|terms| terms.after.as_slice()).unwrap_or_default();
+                after.iter().map(move |predecessor| (id, *predecessor))
+            })
+            .filter(|(_, predecessor)| !self.jobs.contains(*predecessor))
+            .collect();
+        if waits.is_empty() {
+            return Ok(());
+        }
+        let ends = self.store.states(waits.iter().map(|(_, predecessor)| *predecessor).collect()).await?;
+        self.in_vain.extend(waits.into_iter().filter_map(|(id, predecessor)| {
+            let end = *ends.get(&predecessor)?;
+            matches!(end, State::Failed | State::Cancelled).then_some((id, Verb::InVain(predecessor, end)))
+        }));
+        Ok(())
+    }
+
     /// A shim that outlived the previous service is connected again.
     pub(super) fn adopted(&mut self, launch: LaunchId, process: Option<Started>) {
         self.recovered_as_told(launch);
@@ -65,7 +92,7 @@ impl Owner {
         }
         // A stop that was stored is repeated: the previous service may have died before it was signalled.
         if let Some(live) = self.live.get(&launch)
-            && self.jobs.get(&live.job).is_some_and(|entry| entry.state == State::Cancelling)
+            && self.jobs.get(live.job).is_some_and(|entry| entry.state() == State::Cancelling)
         {
             self.launcher.stop(launch, AS_PLANNED);
         }

@@ -5,7 +5,7 @@ use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 
 use super::owner::{Live, Owner};
 use super::slots::Taken;
-use crate::store::{Change, End};
+use crate::store::{Change, End, NextAttempt};
 
 /// What is known of an attempt whose processes are all gone.
 pub(super) enum Ending {
@@ -76,7 +76,7 @@ impl Owner {
         let handover = live.taken.idle_since.take().map(|idle_since| handover(idle_since, process));
         let (pid, start_time, at) = (process.pid, process.start_time, process.at.time());
         self.owed.push(Change::Running { job, launch, pid, start_time, at, handover });
-        if self.jobs.get(&job).is_some_and(|entry| entry.state == State::Pending) {
+        if self.jobs.get(job).is_some_and(|entry| entry.state() == State::Pending) {
             self.set_state(job, State::Running);
         }
     }
@@ -94,7 +94,7 @@ impl Owner {
     fn over(&mut self, launch: LaunchId, ending: Ending) {
         self.recovered_as_told(launch);
         let Some(live) = self.live.get_mut(&launch) else { return };
-        if self.jobs.get(&live.job).is_some_and(|entry| entry.busy) {
+        if self.jobs.get(live.job).is_some_and(|entry| entry.busy) {
             // A stop of it is being written. Its answer says how the job ends.
             live.end = Some(ending);
             return;
@@ -112,8 +112,8 @@ impl Owner {
     fn finish(&mut self, launch: LaunchId, ending: Ending) {
         let Some(live) = self.live.remove(&launch) else { return };
         let job = live.job;
-        let Some(entry) = self.jobs.get(&job) else { return self.slots.free(launch, None) };
-        let state = entry.state;
+        let Some(entry) = self.jobs.get(job) else { return self.slots.free(launch, None) };
+        let state = entry.state();
         let stop = (state == State::Cancelling).then_some(entry.stop_target).flatten();
         let mut ended = match &ending {
             Ending::NotStarted(reason) => {
@@ -153,7 +153,7 @@ impl Owner {
                 ..Ended::default()
             },
         };
-        let waiting = !self.line.is_empty();
+        let waiting = !self.jobs.line().is_empty();
         self.slots.free(launch, ended.ended_at.filter(|_| waiting));
         if let Ending::Record(record) = &ending {
             self.then.confirm.push(launch);
@@ -179,16 +179,35 @@ impl Owner {
 
     /// The attempt is over; the job ends, or waits for another one.
     fn end(&mut self, job: JobId, launch: LaunchId, to: State, ended: Ended) {
-        let Some(entry) = self.jobs.get_mut(&job) else { return };
-        let from = entry.state;
-        let deliveries = if to.has_ended() { self.hooks.deliveries(entry.profile.as_deref(), to) } else { Vec::new() };
-        if !to.has_ended() {
-            entry.attempt += 1;
-            entry.stop_target = None;
-        }
-        let reason = (to == State::Cancelled).then(|| Reason::new("cancelled", "cancelled while it ran"));
         let Ended { exit, failure, usage, started_at, finished_at, .. } = ended;
         let finished_at = finished_at.unwrap_or_else(Time::now);
+        let retry = failure.as_ref().filter(|_| to == State::Failed);
+        let next = match retry.and_then(|failure| self.next_attempt(job, failure.class)) {
+            Some(next) => Some(next),
+            // Requeued: to the back of its priority.
+            None if !to.has_ended() => self
+                .jobs
+                .get(job)
+                .map(|entry| entry.retries_done)
+                .map(|retries_done| NextAttempt { rank: self.jobs.take_rank(), retry_at: None, retries_done }),
+            None => None,
+        };
+        let Some(entry) = self.jobs.get(job) else { return };
+        let (from, profile) = (entry.state(), entry.profile.as_deref());
+        let to = if retry.is_some() && next.is_some() { State::Queued } else { to };
+        let deliveries = match next {
+            None => self.hooks.deliveries(profile, to),
+            Some(NextAttempt { retry_at: Some(_), .. }) => self.hooks.deliveries(profile, State::Failed),
+            Some(_) => Vec::new(),
+        };
+        let reason = match to {
+            State::Cancelled => Some(Reason::new("cancelled", "cancelled while it ran")),
+            State::Held => {
+                let message = "stopped and taken out of the line; `taxiway release` puts it back";
+                Some(Reason::new("held", message))
+            }
+            _ => None,
+        };
         self.owed.push(Change::End(Box::new(End {
             job,
             launch: Some(launch),
@@ -201,9 +220,30 @@ impl Owner {
             started_at,
             finished_at,
             deliveries,
+            next,
         })));
+        if let Some(next) = next {
+            self.begin_next_attempt(job, next);
+        }
         self.set_state(job, to);
         self.resume_operations(job);
+    }
+
+    /// The attempt that follows one that failed in this way, if the job's retries want another.
+    pub(super) fn next_attempt(&self, job: JobId, class: FailureClass) -> Option<NextAttempt> {
+        let entry = self.jobs.get(job)?;
+        let pause = entry.terms()?.retries.pause_after(class, entry.retries_done)?;
+        let retry_at = Some(Time::now().plus(pause));
+        Some(NextAttempt { rank: entry.place(job).rank(), retry_at, retries_done: entry.retries_done + 1 })
+    }
+
+    pub(super) fn begin_next_attempt(&mut self, job: JobId, next: NextAttempt) {
+        let Some(entry) = self.jobs.get_mut(job) else { return };
+        entry.attempt += 1;
+        entry.stop_target = None;
+        entry.retries_done = next.retries_done;
+        self.jobs.set_rank(job, next.rank);
+        self.jobs.set_retry_at(job, next.retry_at, Time::now());
     }
 }
 

@@ -51,6 +51,11 @@ impl Slots {
         self.gpu.len()
     }
 
+    /// How many jobs without GPUs may run at a time.
+    pub(super) fn cpu_count(&self) -> usize {
+        self.cpu_slots
+    }
+
     /// Whether a job that needs this many could start now.
     pub(super) fn are_free(&self, gpus: u32) -> bool {
         if gpus == 0 {

@@ -1,15 +1,21 @@
 //! Why a job waits, and where in line.
 
-use taxiway_job::{JobId, Reason, State};
+use taxiway_job::{Condition, Entry, JobId, Reason, Spot, Terms};
 
 use super::arm::Lane;
-use super::handle::{Mode, Standing};
-use super::owner::{Entry, Owner};
+use super::handle::{Mode, Outlook, Standing};
+use super::owner::Owner;
+
+/// Jobs that a sentence names: more do not help a reader.
+const PREDECESSORS_NAMED: usize = 5;
+
+/// The last position for which a start is foretold: each job ahead is looked up.
+const OUTLOOK: usize = 1000;
 
 impl Owner {
     pub(super) fn standing(&self, id: JobId) -> Standing {
-        let Some(entry) = self.jobs.get(&id) else { return Standing::default() };
-        if entry.state.is_live() {
+        let Some(entry) = self.jobs.get(id) else { return Standing::default() };
+        if entry.state().is_live() {
             let live = self.live.values().find(|live| live.job == id);
             return Standing {
                 position: None,
@@ -22,14 +28,45 @@ impl Owner {
                 progress: live.and_then(|live| live.progress.clone()),
             };
         }
-        if entry.state != State::Queued {
-            return Standing::default();
-        }
-        let position = self.line.position(entry.place(id));
+        let Some(position) = self.jobs.position(id) else { return Standing::default() };
         Standing { position: Some(position), reason: Some(self.reason(id, entry, position)), progress: None }
     }
 
+    /// What stands between a queued job and its start. None when it waits for more than other jobs and time: for a person, for
+    /// jobs that it comes after, for GPUs that are gone; and when it is so far behind that any guess is as good.
+    pub(super) fn outlook(&self, id: JobId) -> Option<Outlook> {
+        let entry = self.jobs.get(id).filter(|_| self.mode == Mode::Run)?;
+        let position = self.jobs.position(id)?;
+        let matter_of_time = [Condition::NotBefore, Condition::RetryBackoff];
+        let unmet = matter_of_time.into_iter().fold(entry.unmet(), |unmet, condition| unmet.with(condition, false));
+        if !unmet.is_empty() || position > OUTLOOK {
+            return None;
+        }
+        let lane = Lane::of(entry.gpus());
+        let needs = |gpus: u32| gpus.max(1) as usize;
+        let (slots, spot) = match lane {
+            Lane::Gpu => (self.slots.count(), Spot::Gpu),
+            Lane::Cpu => (self.slots.cpu_count(), Spot::Cpu),
+        };
+        let place = entry.place(id);
+        let sized = |id: JobId| Some((id, needs(self.jobs.get(id)?.gpus())));
+        let own_lane = |id: &JobId| self.jobs.get(*id).is_some_and(|entry| Lane::of(entry.gpus()) == lane);
+        let running = self.live.values().map(|live| live.job).filter(own_lane).filter_map(sized).collect();
+        let before = self.jobs.line().spot(spot).take_while(|other| *other < place);
+        let not_before = entry.terms().and_then(|terms| terms.not_before).max(self.jobs.retry_at(id));
+        Some(Outlook {
+            slots,
+            needs: needs(entry.gpus()),
+            running,
+            ahead: before.filter_map(|place| sized(place.job())).collect(),
+            not_before,
+        })
+    }
+
     fn reason(&self, id: JobId, entry: &Entry, position: usize) -> Reason {
+        if let Some(condition) = entry.unmet().first() {
+            return Reason::new(condition.code(), self.sentence(id, entry, condition));
+        }
         match self.mode {
             Mode::Run => {}
             Mode::Paused => {
@@ -45,18 +82,13 @@ impl Owner {
         if !self.store.is_committing() {
             return Reason::new("store_unavailable", "the database cannot be written just now, so nothing starts");
         }
-        let there = self.slots.count();
-        if entry.gpus as usize > there {
-            let message = format!("it needs {} GPUs and {there} are left that the queue may use", entry.gpus);
-            return Reason::new("gpus_unavailable", message);
-        }
-        if let Some(first) = self.head(Lane::of(entry.gpus))
-            && self.jobs.get(&first).is_some_and(|head| head.place(first) < entry.place(id))
+        if let Some(first) = self.head(Lane::of(entry.gpus()))
+            && self.jobs.get(first).is_some_and(|head| head.place(first) < entry.place(id))
         {
             return Reason::new("behind", format!("it is number {position} in line; job {first} is next"));
         }
-        if !self.slots.are_free(entry.gpus) {
-            if entry.gpus == 0 {
+        if !self.slots.are_free(entry.gpus()) {
+            if entry.gpus() == 0 {
                 return Reason::new("waiting_for_slot", "all slots for jobs without GPUs are taken");
             }
             let holders: Vec<String> = self
@@ -73,5 +105,48 @@ impl Owner {
             return pause.reason.clone();
         }
         Reason::new("starting", "it is about to start")
+    }
+    /// Why a condition of a queued job is not met.
+    fn sentence(&self, id: JobId, entry: &Entry, condition: Condition) -> String {
+        match condition {
+            Condition::After => {
+                let open: Vec<String> = entry
+                    .terms()
+                    .into_iter()
+                    .flat_map(Terms::predecessors)
+                    .filter_map(|(job, any)| {
+                        let state = self.jobs.get(job)?.state();
+                        Some(format!("{job} is {state} and must have {}", if any { "ended" } else { "completed" }))
+                    })
+                    .collect();
+                let more = open.len().saturating_sub(PREDECESSORS_NAMED);
+                let mut sentence = open[..open.len() - more].join("; ");
+                if more > 0 {
+                    sentence.push_str(&format!("; and {more} more"));
+                }
+                if sentence.is_empty() {
+                    "it comes after jobs of which it cannot be told how they ended".into()
+                } else {
+                    sentence
+                }
+            }
+            Condition::NotBefore => match entry.terms().and_then(|terms| terms.not_before) {
+                Some(at) => format!("it starts at {at} or later"),
+                None => "its earliest start has not come".into(),
+            },
+            Condition::RetryBackoff => {
+                let failed = entry.attempt.saturating_sub(1);
+                match self.jobs.retry_at(id) {
+                    Some(at) => {
+                        format!("attempt {failed} failed, and attempt {} starts at {at} or later", entry.attempt)
+                    }
+                    None => format!("attempt {failed} failed, and another follows"),
+                }
+            }
+            Condition::ArrayLimit => "as many jobs of its array run as may at a time".into(),
+            Condition::GpusUnavailable => {
+                format!("it needs {} GPUs and {} are left that the queue may use", entry.gpus(), self.slots.count())
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Map;
-use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, Reason, State, Time};
+use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, Reason, State, Time, Verdict};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -107,8 +107,8 @@ impl Hooks for Plugins {
         profile == Some("judged")
     }
 
-    async fn judge_launch(&self, job: &Job, _: &[String]) -> LaunchVerdict {
-        match job.spec.name.as_str() {
+    async fn judge_launch(&self, job: &Job, _: &[String]) -> (LaunchVerdict, Vec<Verdict>) {
+        let verdict = match job.spec.name.as_str() {
             "bad" => LaunchVerdict::Reject(Failure {
                 class: FailureClass::Preflight,
                 message: "it is bad".into(),
@@ -116,7 +116,8 @@ impl Hooks for Plugins {
             }),
             "doubtful" => LaunchVerdict::Hold(Reason::new("doubtful", "somebody should look at it")),
             _ => LaunchVerdict::Accept,
-        }
+        };
+        (verdict, Vec::new())
     }
 
     fn deliveries(&self, _: Option<&str>, _: State) -> Vec<NewDelivery> {
@@ -153,11 +154,16 @@ fn job(gpus: u32, priority: i16) -> Job {
         },
         config: Map::new(),
         submitted_config: None,
+        submitted_beside: None,
         rewrites: Vec::new(),
         verdicts: Vec::new(),
+        launch_verdicts: Vec::new(),
         warnings: Vec::new(),
         state: State::Queued,
         attempt: 1,
+        revision: 1,
+        retries_done: 0,
+        retry_at: None,
         reason: None,
         submitted_at: now,
         queued_at: now,

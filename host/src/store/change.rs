@@ -1,9 +1,12 @@
 //! What can be written: every change of a job, a delivery or the queue, as one value.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
-use taxiway_job::{Exit, Failure, Handover, Job, JobId, LaunchId, Progress, Reason, State, StopTarget, Time, Usage};
+use taxiway_job::{
+    Exit, Failure, Handover, Job, JobId, LaunchId, Progress, Reason, Shift, State, StopTarget, Time, Usage, Verdict,
+};
 
 /// One change. A unit of several becomes durable together or not at all; each transition leaves its event.
 #[derive(Debug, Clone)]
@@ -26,6 +29,59 @@ pub enum Change {
         by: String,
         /// One for each completion hook that hears of it; only when it ended.
         deliveries: Vec<NewDelivery>,
+    },
+    /// A job that had ended waits for another attempt, because somebody asked for it.
+    Retry {
+        /// Which.
+        job: JobId,
+        /// The state it had.
+        from: State,
+        /// Its priority from now on.
+        priority: i16,
+        /// Its rank from now on.
+        rank: i64,
+        /// When.
+        at: Time,
+        /// Who, for the audit trail.
+        by: String,
+    },
+    /// A job was moved in the line, and neighbours made room for it.
+    Rerank {
+        /// Which.
+        job: JobId,
+        /// From where to where; the job's own is the first. One that finds its job elsewhere has no effect.
+        shifts: Vec<Shift>,
+        /// When.
+        at: Time,
+        /// Who, for the audit trail.
+        by: String,
+    },
+    /// A job that is queued or held was changed.
+    Edit {
+        /// The job as it is from now on. What it has lived through is left as it is stored.
+        job: Arc<Job>,
+        /// When.
+        at: Time,
+        /// Who, for the audit trail.
+        by: String,
+    },
+    /// The time limit of a job that runs was changed.
+    TimeLimit {
+        /// Which.
+        job: JobId,
+        /// From now on; none: no limit.
+        limit: Option<Duration>,
+        /// When.
+        at: Time,
+        /// Who, for the audit trail.
+        by: String,
+    },
+    /// What plugins said of a job that is about to start.
+    LaunchVerdicts {
+        /// Which.
+        job: JobId,
+        /// One for each call.
+        verdicts: Vec<Verdict>,
     },
     /// The next job in line is about to get a shim: the durable intent.
     Arm {
@@ -180,6 +236,19 @@ pub struct End {
     pub finished_at: Time,
     /// One for each completion hook that hears of it.
     pub deliveries: Vec<NewDelivery>,
+    /// What follows it; none when the job has ended.
+    pub next: Option<NextAttempt>,
+}
+
+/// The attempt that follows another one without anybody having asked for it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextAttempt {
+    /// The job's rank from now on.
+    pub rank: i64,
+    /// Set when the attempt before it failed: the earliest start of this one.
+    pub retry_at: Option<Time>,
+    /// Automatic retries, with this one.
+    pub retries_done: u32,
 }
 
 /// A delivery's id: stable over all its tries.

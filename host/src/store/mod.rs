@@ -22,9 +22,10 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 pub use change::{
-    BodyHash, Change, Delivery, DeliveryId, DeliveryStatus, End, Event, NewDelivery, NewJob, NewToken, Scope,
+    BodyHash, Change, Delivery, DeliveryId, DeliveryStatus, End, Event, NewDelivery, NewJob, NewToken, NextAttempt,
+    Scope,
 };
-pub use reader::{AttemptRecord, Cursor, JobFilter, Page, Phase, QueuedJob, Token, UnsettledAttempt};
+pub use reader::{AttemptRecord, Course, Cursor, JobFilter, Kind, Page, Phase, QueuedJob, Token, UnsettledAttempt};
 
 /// Units that may wait for the writer. A sender past it waits in turn, which holds submissions back when the disk is slow.
 const WAITING_UNITS: usize = 4096;

@@ -1,13 +1,15 @@
 //! What can be asked.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use taxiway_job::{Exit, Failure, Job, JobId, LaunchId, State, StopTarget, Terms, Time, Usage};
+use taxiway_job::{Exit, Failure, Job, JobId, LaunchId, Progress, State, StopTarget, Terms, Time, Usage};
 use tokio::sync::Semaphore;
 
 use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
@@ -92,6 +94,12 @@ pub struct QueuedJob {
     pub profile: Option<String>,
     /// What it asks of the queue beside its slots; none for nothing.
     pub terms: Option<Terms>,
+    /// Grows with every edit.
+    pub revision: u32,
+    /// Automatic retries since somebody last asked for it to run.
+    pub retries_done: u32,
+    /// The next attempt comes no earlier than this.
+    pub retry_at: Option<Time>,
 }
 
 /// How far a launch had come when it was last written.
@@ -141,6 +149,31 @@ pub struct AttemptRecord {
     pub finished_at: Option<Time>,
 }
 
+/// What a forecast needs of a job.
+#[derive(Debug, Clone)]
+pub struct Course {
+    /// Which.
+    pub id: JobId,
+    /// Jobs of the same kind take about as long: those of the same profile, else of the same name.
+    pub kind: Kind,
+    /// When its process was started.
+    pub started_at: Option<Time>,
+    /// The last it said of how far it is.
+    pub progress: Option<Progress>,
+}
+
+/// Jobs that are alike.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Of this profile.
+    Profile(String),
+    /// Without a profile, of this name.
+    Name(String),
+}
+
+/// Ended jobs that a forecast looks at: recent ones tell more than old ones.
+const RECENT: usize = 2000;
+
 /// Whose token it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
@@ -151,7 +184,8 @@ pub struct Token {
 }
 
 const JOB: &str = "seq, id, state, attempt, spec, config, submitted_config, rewrites, verdicts, warnings, reason, submitted_at,
-    queued_at, started_at, finished_at, submitted_by, exit_code, exit_signal, failure, gpu_uuids, usage, handover, progress";
+    queued_at, started_at, finished_at, submitted_by, exit_code, exit_signal, failure, gpu_uuids, usage, handover, progress,
+    revision, retries_done, retry_at, submitted_beside, launch_verdicts";
 
 impl Store {
     async fn read<T: Send + 'static>(
@@ -239,7 +273,8 @@ impl Store {
     pub async fn unended_jobs(&self) -> Result<Vec<QueuedJob>, StoreError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT id, state, priority, rank, gpus, attempt, stop_target, profile, terms FROM jobs
+                "SELECT id, state, priority, rank, gpus, attempt, stop_target, profile, terms, revision, retries_done,
+                    retry_at FROM jobs
                  WHERE state NOT IN ('completed', 'failed', 'cancelled')",
             )?;
             let jobs = statement.query_map([], |row| {
@@ -259,9 +294,79 @@ impl Store {
                     },
                     profile: row.get("profile")?,
                     terms: json(row, "terms")?,
+                    revision: row.get("revision")?,
+                    retries_done: row.get("retries_done")?,
+                    retry_at: time(row, "retry_at")?,
                 })
             })?;
             Ok(jobs.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The states of these jobs; one that is not there has none.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn states(&self, ids: Vec<JobId>) -> Result<HashMap<JobId, State>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached("SELECT state FROM jobs WHERE id = ?1")?;
+            let mut states = HashMap::new();
+            for id in ids {
+                let state = statement.query_row(params![id.as_bytes()], |row| parsed(row, "state")).optional()?;
+                states.extend(state.map(|state| (id, state)));
+            }
+            Ok(states)
+        })
+        .await
+    }
+
+    /// What a forecast needs of these jobs; those that are not there are left out.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn courses(&self, ids: Vec<JobId>) -> Result<Vec<Course>, StoreError> {
+        self.read(move |db| {
+            let mut statement =
+                db.prepare_cached("SELECT profile, name, started_at, progress FROM jobs WHERE id = ?1")?;
+            let mut courses = Vec::with_capacity(ids.len());
+            for id in ids {
+                let course = statement.query_row(params![id.as_bytes()], |row| {
+                    Ok(Course {
+                        id,
+                        kind: kind(row)?,
+                        started_at: time(row, "started_at")?,
+                        progress: json(row, "progress")?,
+                    })
+                });
+                courses.extend(course.optional()?);
+            }
+            Ok(courses)
+        })
+        .await
+    }
+
+    /// The median time from start to end of the jobs of each kind that ended lately.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn median_durations(&self) -> Result<HashMap<Kind, Duration>, StoreError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT profile, name, finished_at - started_at AS duration FROM jobs
+                 WHERE finished_at IS NOT NULL AND started_at IS NOT NULL ORDER BY finished_at DESC LIMIT ?1",
+            )?;
+            let mut rows = statement.query(params![RECENT as i64])?;
+            let mut durations: HashMap<Kind, Vec<u64>> = HashMap::new();
+            while let Some(row) = rows.next()? {
+                let duration = u64::try_from(row.get::<_, i64>("duration")?).unwrap_or(0);
+                durations.entry(kind(row)?).or_default().push(duration);
+            }
+            let median = |mut all: Vec<u64>| {
+                let middle = all.len() / 2;
+                Duration::from_millis(*all.select_nth_unstable(middle).1)
+            };
+            Ok(durations.into_iter().map(|(kind, all)| (kind, median(all))).collect())
         })
         .await
     }
@@ -533,11 +638,16 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         spec: required(row, "spec")?,
         config: required(row, "config")?,
         submitted_config: json(row, "submitted_config")?,
+        submitted_beside: json(row, "submitted_beside")?,
         rewrites: json(row, "rewrites")?.unwrap_or_default(),
         verdicts: json(row, "verdicts")?.unwrap_or_default(),
+        launch_verdicts: json(row, "launch_verdicts")?.unwrap_or_default(),
         warnings: json(row, "warnings")?.unwrap_or_default(),
         state: parsed(row, "state")?,
         attempt: row.get("attempt")?,
+        revision: row.get("revision")?,
+        retries_done: row.get("retries_done")?,
+        retry_at: time(row, "retry_at")?,
         reason: json(row, "reason")?,
         submitted_at: Time::from_millis(row.get("submitted_at")?),
         queued_at: Time::from_millis(row.get("queued_at")?),
@@ -550,6 +660,13 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
         usage: json(row, "usage")?,
         handover: json(row, "handover")?,
+    })
+}
+
+fn kind(row: &Row<'_>) -> rusqlite::Result<Kind> {
+    Ok(match row.get("profile")? {
+        Some(profile) => Kind::Profile(profile),
+        None => Kind::Name(row.get("name")?),
     })
 }
 

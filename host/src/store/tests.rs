@@ -28,11 +28,16 @@ fn job(name: &str) -> Job {
         },
         config: Map::new(),
         submitted_config: None,
+        submitted_beside: None,
         rewrites: Vec::new(),
         verdicts: Vec::new(),
+        launch_verdicts: Vec::new(),
         warnings: Vec::new(),
         state: State::Queued,
         attempt: 1,
+        revision: 1,
+        retries_done: 0,
+        retry_at: None,
         reason: None,
         submitted_at: now,
         queued_at: now,
@@ -89,6 +94,7 @@ async fn the_path_of_a_job_leaves_its_events_in_order() {
         started_at: Some(now),
         finished_at: now,
         deliveries: vec![NewDelivery { id: DeliveryId(uuid::Uuid::now_v7()), plugin: "webhook".into() }],
+        next: None,
     };
     let answer = store
         .record(vec![

@@ -7,10 +7,10 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, params};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use taxiway_job::{JobId, State, Time};
+use taxiway_job::{Job, JobId, Shift, State, Time};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
-use super::{Change, End, Event, NewDelivery, NewJob, StoreError};
+use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, StoreError};
 
 /// The most units in one transaction: bounds how long the first of them waits for its answer.
 const GROUP: usize = 1024;
@@ -174,7 +174,58 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             )?;
             event(db, told, *at, &format!("job.{to}"), Some(*job), Map::new())?;
             audit(db, *at, by, &format!("{to}"), Some(*job))?;
-            add_deliveries(db, told, *job, *to, *at, deliveries)
+            add_deliveries(db, told, *job, &ToldOf::of(*to), *at, deliveries)
+        }
+        Change::Retry { job, from, priority, rank, at, by } => {
+            one(
+                db.prepare_cached(&format!(
+                    "UPDATE jobs SET state = 'queued', {NOTHING_HAPPENED}, reason = NULL, attempt = attempt + 1, revision = revision + 1, retries_done = 0,
+                        retry_at = NULL, queued_at = ?3, priority = ?4, rank = ?5, spec = json_set(spec, '$.priority', ?4)
+                     WHERE id = ?1 AND state = ?2"
+                ))?
+                .execute(params![job.as_bytes(), from.as_str(), at.as_millis(), priority, rank])?,
+                "retry",
+                *job,
+            )?;
+            event(db, told, *at, "job.queued", Some(*job), Map::new())?;
+            audit(db, *at, by, "retry", Some(*job))
+        }
+        Change::Rerank { job, shifts, at, by } => {
+            for Shift { from, to } in shifts {
+                db.prepare_cached(
+                    "UPDATE jobs SET priority = ?4, rank = ?5, revision = revision + (priority != ?4),
+                        spec = iif(priority = ?4, spec, json_set(spec, '$.priority', ?4))
+                     WHERE id = ?1 AND priority = ?2 AND rank = ?3",
+                )?
+                .execute(params![
+                    from.job().as_bytes(),
+                    from.priority(),
+                    from.rank(),
+                    to.priority(),
+                    to.rank()
+                ])?;
+            }
+            event(db, told, *at, "job.moved", Some(*job), Map::new())?;
+            audit(db, *at, by, "move", Some(*job))
+        }
+        Change::Edit { job, at, by } => edit(db, job, *at, by, told),
+        Change::TimeLimit { job, limit, at, by } => {
+            one(
+                db.prepare_cached(
+                    "UPDATE jobs SET spec = json_set(spec, '$.time_limit', ?2), revision = revision + 1
+                     WHERE id = ?1 AND state IN ('pending', 'running')",
+                )?
+                .execute(params![job.as_bytes(), limit.map(|limit| limit.as_secs_f64())])?,
+                "time limit",
+                *job,
+            )?;
+            event(db, told, *at, "job.edited", Some(*job), Map::new())?;
+            audit(db, *at, by, "edit", Some(*job))
+        }
+        Change::LaunchVerdicts { job, verdicts } => {
+            db.prepare_cached("UPDATE jobs SET launch_verdicts = ?2 WHERE id = ?1")?
+                .execute(params![job.as_bytes(), json_list(verdicts)?])?;
+            Ok(())
         }
         Change::Arm { job, attempt, launch, boot_id } => {
             db.prepare_cached(
@@ -190,7 +241,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
         }
         Change::Go { job, launch, gpu_uuids, at } => {
             let uuids = json_text(&Some(gpu_uuids))?;
-            one(db.prepare_cached("UPDATE jobs SET state = 'pending', gpu_uuids = ?2, reason = NULL WHERE id = ?1 AND state = 'queued'")?
+            one(db.prepare_cached("UPDATE jobs SET state = 'pending', gpu_uuids = ?2, reason = NULL, retry_at = NULL WHERE id = ?1 AND state = 'queued'")?
                 .execute(params![job.as_bytes(), uuids])?, "go", *job)?;
             one(
                 db.prepare_cached(
@@ -221,10 +272,23 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             Ok(())
         }
         Change::Stop { job, target, at, by } => {
-            one(db.prepare_cached(
-                "UPDATE jobs SET state = 'cancelling', stop_target = ?2 WHERE id = ?1 AND state IN ('pending', 'running')")?
-                .execute(params![job.as_bytes(), State::from(*target).as_str()])?, "stop", *job)?;
-            event(db, told, *at, "job.cancelling", Some(*job), Map::new())?;
+            let target = State::from(*target).as_str();
+            let stopped = db
+                .prepare_cached(
+                    "UPDATE jobs SET state = 'cancelling', stop_target = ?2 WHERE id = ?1 AND state IN ('pending', 'running')",
+                )?
+                .execute(params![job.as_bytes(), target])?;
+            if stopped == 1 {
+                event(db, told, *at, "job.cancelling", Some(*job), Map::new())?;
+            } else {
+                // It is being stopped already, and is to go somewhere else then.
+                one(
+                    db.prepare_cached("UPDATE jobs SET stop_target = ?2 WHERE id = ?1 AND state = 'cancelling'")?
+                        .execute(params![job.as_bytes(), target])?,
+                    "stop",
+                    *job,
+                )?;
+            }
             audit(db, *at, by, "cancelling", Some(*job))
         }
         Change::End(end) => finish(db, end, told),
@@ -286,8 +350,8 @@ fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreErr
     let job = &new.job;
     db.prepare_cached(
         "INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, profile, external_id, body, spec, config,
-            submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+            submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms, submitted_beside)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
     )?
     .execute(params![
         job.id.as_bytes(),
@@ -311,64 +375,134 @@ fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreErr
         job.queued_at.as_millis(),
         job.submitted_by,
         json_text(&(!job.spec.terms.are_none()).then_some(&job.spec.terms))?,
+        json_text(&job.submitted_beside)?,
     ])?;
     event(db, told, job.submitted_at, &format!("job.{}", job.state), Some(job.id), Map::new())?;
     audit(db, job.submitted_at, &job.submitted_by, "submit", Some(job.id))
 }
 
+/// What an attempt leaves in its job's row, taken out for the next one.
+const NOTHING_HAPPENED: &str = "exit_code = NULL, exit_signal = NULL, failure = NULL, usage = NULL, started_at = NULL,
+    finished_at = NULL, stop_target = NULL, progress = NULL, gpu_uuids = NULL, handover = NULL";
+
+fn edit(db: &Connection, job: &Job, at: Time, by: &str, told: &mut Told) -> Result<(), StoreError> {
+    one(
+        db.prepare_cached(
+            "UPDATE jobs SET priority = ?2, gpus = ?3, name = ?4, external_id = ?5, spec = ?6, config = ?7, submitted_config = ?8,
+                submitted_beside = ?9, rewrites = ?10, verdicts = ?11, warnings = ?12, terms = ?13, revision = revision + 1
+             WHERE id = ?1 AND state IN ('queued', 'held')",
+        )?
+        .execute(params![
+            job.id.as_bytes(),
+            job.spec.priority,
+            job.spec.gpus,
+            job.spec.name,
+            job.spec.external_id,
+            json_text(&Some(&job.spec))?,
+            json_text(&Some(&job.config))?,
+            json_text(&job.submitted_config)?,
+            json_text(&job.submitted_beside)?,
+            json_list(&job.rewrites)?,
+            json_list(&job.verdicts)?,
+            json_list(&job.warnings)?,
+            json_text(&(!job.spec.terms.are_none()).then_some(&job.spec.terms))?,
+        ])?,
+        "edit",
+        job.id,
+    )?;
+    event(db, told, at, "job.edited", Some(job.id), Map::new())?;
+    audit(db, at, by, "edit", Some(job.id))
+}
+
 fn finish(db: &Connection, end: &End, told: &mut Told) -> Result<(), StoreError> {
     let (failure, usage) = (json_text(&end.failure)?, json_text(&end.usage)?);
     let (started, finished) = (end.started_at.map(Time::as_millis), end.finished_at.as_millis());
-    let ended = end.to.has_ended();
-    one(
+    let (job, from, to, reason) = (end.job.as_bytes(), end.from.as_str(), end.to.as_str(), json_text(&end.reason)?);
+    let changed = match end.next {
+        None => db
+            .prepare_cached(
+                "UPDATE jobs SET state = ?3, exit_code = ?4, exit_signal = ?5, failure = ?6, usage = ?7, reason = ?8,
+                    started_at = coalesce(?9, started_at), finished_at = ?10, stop_target = NULL
+                 WHERE id = ?1 AND state = ?2",
+            )?
+            .execute(params![job, from, to, end.exit.code, end.exit.signal, failure, usage, reason, started, finished])?,
+        Some(next) => db
+            .prepare_cached(&format!(
+                "UPDATE jobs SET state = ?3, {NOTHING_HAPPENED}, reason = ?4, attempt = attempt + 1, rank = ?5, retries_done = ?6,
+                    retry_at = ?7, queued_at = iif(?3 = 'queued', ?8, queued_at)
+                 WHERE id = ?1 AND state = ?2"
+            ))?
+            .execute(params![
+                job,
+                from,
+                to,
+                reason,
+                next.rank,
+                next.retries_done,
+                next.retry_at.map(Time::as_millis),
+                finished
+            ])?,
+    };
+    one(changed, "end", end.job)?;
+    let told_of = match end.next {
+        Some(NextAttempt { retry_at: Some(_), .. }) => ToldOf { end: State::Failed, will_retry: true },
+        _ => ToldOf::of(end.to),
+    };
+    if let Some(launch) = end.launch {
         db.prepare_cached(
-            "UPDATE jobs SET state = ?2, exit_code = ?3, exit_signal = ?4, failure = ?5, usage = ?6, reason = ?7,
-                started_at = coalesce(?8, started_at), finished_at = ?9, stop_target = NULL, attempt = attempt + ?10
-             WHERE id = ?1 AND state = ?11",
+            "UPDATE attempts SET phase = 'ended', end_state = ?2, exit_code = ?3, exit_signal = ?4, failure = ?5, usage = ?6,
+                started_at = coalesce(?7, started_at), finished_at = ?8
+             WHERE launch = ?1",
         )?
         .execute(params![
-            end.job.as_bytes(),
-            end.to.as_str(),
+            launch.as_bytes(),
+            told_of.end.as_str(),
             end.exit.code,
             end.exit.signal,
             failure,
             usage,
-            json_text(&end.reason)?,
             started,
-            ended.then_some(finished),
-            // Whatever follows is another attempt.
-            i64::from(!ended),
-            end.from.as_str(),
-        ])?,
-        "end",
-        end.job,
-    )?;
-    if let Some(launch) = end.launch {
-        db.prepare_cached(
-            "UPDATE attempts SET phase = 'ended', end_state = ?2, exit_code = ?3, exit_signal = ?4, failure = ?5, usage = ?6,
-            started_at = coalesce(?7, started_at), finished_at = ?8
-         WHERE launch = ?1",
-    )?
-    .execute(params![launch.as_bytes(), end.to.as_str(), end.exit.code, end.exit.signal, failure, usage, started, finished])?;
+            finished
+        ])?;
     }
     event(db, told, end.finished_at, &format!("job.{}", end.to), Some(end.job), Map::new())?;
-    add_deliveries(db, told, end.job, end.to, end.finished_at, &end.deliveries)
+    add_deliveries(db, told, end.job, &told_of, end.finished_at, &end.deliveries)
+}
+
+/// The end that a delivery tells of.
+struct ToldOf {
+    end: State,
+    /// Another attempt follows: the job's number is one further already.
+    will_retry: bool,
+}
+
+impl ToldOf {
+    fn of(end: State) -> Self {
+        Self { end, will_retry: false }
+    }
 }
 
 fn add_deliveries(
     db: &Connection,
     told: &mut Told,
     job: JobId,
-    end: State,
+    told_of: &ToldOf,
     at: Time,
     deliveries: &[NewDelivery],
 ) -> Result<(), StoreError> {
     for delivery in deliveries {
         db.prepare_cached(
             "INSERT INTO deliveries (id, plugin, job, attempt, end_state, will_retry, status, tries, next_at, created_at)
-             VALUES (?1, ?2, ?3, (SELECT attempt FROM jobs WHERE id = ?3), ?4, 0, 'waiting', 0, ?5, ?5)",
+             VALUES (?1, ?2, ?3, (SELECT attempt FROM jobs WHERE id = ?3) - ?5, ?4, ?5, 'waiting', 0, ?6, ?6)",
         )?
-        .execute(params![delivery.id.0.as_bytes(), delivery.plugin, job.as_bytes(), end.as_str(), at.as_millis()])?;
+        .execute(params![
+            delivery.id.0.as_bytes(),
+            delivery.plugin,
+            job.as_bytes(),
+            told_of.end.as_str(),
+            told_of.will_retry,
+            at.as_millis()
+        ])?;
         told.deliveries = true;
     }
     Ok(())

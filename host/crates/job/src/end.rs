@@ -41,6 +41,21 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// All classes.
+    pub const ALL: [Self; 11] = [
+        Self::Exit,
+        Self::Signal,
+        Self::Timeout,
+        Self::CudaOom,
+        Self::HostOom,
+        Self::DiskFull,
+        Self::Preflight,
+        Self::LaunchError,
+        Self::GpuLost,
+        Self::NanLoss,
+        Self::HostLost,
+    ];
+
     /// The class's name in snake case, as the API spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -59,6 +74,21 @@ impl FailureClass {
         }
     }
 }
+
+impl std::str::FromStr for FailureClass {
+    type Err = UnknownFailureClass;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFailureClass> {
+        Self::ALL.into_iter().find(|class| class.as_str() == text).ok_or_else(|| UnknownFailureClass(text.to_owned()))
+    }
+}
+
+/// A text that names no failure class.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a failure class: use exit, signal, timeout, cuda_oom, host_oom, disk_full, preflight, launch_error, gpu_lost, nan_loss or host_lost"
+)]
+pub struct UnknownFailureClass(pub String);
 
 /// How and why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

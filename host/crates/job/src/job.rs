@@ -1,9 +1,11 @@
 //! A job and everything that has happened to it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Exit, Failure, Handover, JobId, JobSpec, Problem, Progress, State, Time, Usage};
+use crate::{EnvValue, Exit, Failure, Handover, JobId, JobSpec, Problem, Progress, State, Time, Usage};
 
 /// A job as the store keeps it.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,16 +18,26 @@ pub struct Job {
     pub config: Map<String, Value>,
     /// The configuration as it was submitted; none when no rewriter changed it.
     pub submitted_config: Option<Map<String, Value>>,
+    /// What rewriters change beside the configuration, as it was submitted; none when no rewriter changed it.
+    pub submitted_beside: Option<Beside>,
     /// What each rewriter changed, in order.
     pub rewrites: Vec<Rewrite>,
-    /// What each plugin said of it at submission.
+    /// What each plugin said of it at submission, or at its last edit.
     pub verdicts: Vec<Verdict>,
+    /// What each plugin said of it just before its last start.
+    pub launch_verdicts: Vec<Verdict>,
     /// Problems that did not refuse it.
     pub warnings: Vec<Problem>,
     /// Where it is in its life.
     pub state: State,
     /// The present attempt; 1 from the submission on.
     pub attempt: u32,
+    /// Grows with every edit.
+    pub revision: u32,
+    /// Automatic retries since somebody last asked for it to run.
+    pub retries_done: u32,
+    /// The next attempt comes no earlier than this.
+    pub retry_at: Option<Time>,
     /// Why it is where it is, when that was decided once and for all (why it is held, why it was cancelled). Why a
     /// queued job waits is not here: the queue knows it.
     pub reason: Option<Reason>,
@@ -68,6 +80,15 @@ impl Reason {
     pub fn new(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.to_owned(), message: message.into() }
     }
+}
+
+/// What rewriters may change of a job beside its configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Beside {
+    /// For people and filters.
+    pub labels: BTreeMap<String, String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, EnvValue>,
 }
 
 /// What one rewriter did to a configuration.

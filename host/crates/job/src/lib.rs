@@ -2,13 +2,18 @@
 //!
 //! A [`JobSpec`] is what somebody asked for; a [`Job`] is that plus everything that has happened to it since. A job is in
 //! one [`State`] at a time, and [`State::may_become`] is the only table of legal transitions: the queue asks it before it
-//! changes anything, and tests walk it. [`Line`] keeps the jobs that wait in the order in which they start.
+//! changes anything, and tests walk it. [`Jobs`] are those that have not ended, with what each waits for, and [`Line`] keeps
+//! them in the order in which they start.
 //!
 //! Everything here is plain data and pure functions, so that rules can be tested over millions of cases.
 
+mod condition;
+mod dependencies;
 mod end;
+mod forecast;
 mod id;
 mod job;
+mod jobs;
 mod line;
 mod problem;
 mod spec;
@@ -16,12 +21,15 @@ mod state;
 mod terms;
 mod units;
 
-pub use end::{Exit, Failure, FailureClass, Handover, Progress, Usage};
+pub use condition::{Condition, Unmet};
+pub use end::{Exit, Failure, FailureClass, Handover, Progress, UnknownFailureClass, Usage};
+pub use forecast::expected_wait;
 pub use id::{IdError, JobId, LaunchId};
-pub use job::{Job, Reason, Rewrite, Verdict};
-pub use line::{Line, Place};
+pub use job::{Beside, Job, Reason, Rewrite, Verdict};
+pub use jobs::{Entry, Jobs};
+pub use line::{Line, Place, Shift, Spot, Target};
 pub use problem::{Problem, Severity};
 pub use spec::{ConfigFormat, EnvValue, JobSpec};
 pub use state::{State, StopTarget, UnknownState};
-pub use terms::Terms;
+pub use terms::{Retries, Terms};
 pub use units::{Time, UnitError, duration, parse_duration, parse_size, size};

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, RawQuery};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use taxiway_job::{Job, JobId, State as JobState};
 
@@ -48,8 +49,17 @@ pub(super) async fn standing_of(api: &Api, id: JobId) -> Standing {
     api.service.queue.standing(vec![id]).await.pop().unwrap_or_default()
 }
 
+/// The job, with its revision as its `ETag`: what `If-Match` of an edit compares.
 pub(super) fn answer(job: &Job, standing: &Standing) -> Response {
-    Json(wire::Job::new(job, standing)).into_response()
+    let mut response = Json(wire::Job::new(job, standing)).into_response();
+    if let Ok(tag) = HeaderValue::try_from(etag(job)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+pub(super) fn etag(job: &Job) -> String {
+    format!("\"{}\"", job.revision)
 }
 
 fn filter(query: &str) -> Result<JobFilter, Refused> {

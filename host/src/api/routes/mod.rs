@@ -1,7 +1,9 @@
 //! Every route: one table, from which the router and `/openapi.json` are made.
 
+mod edit;
 mod events;
 mod execute;
+mod explain;
 mod jobs;
 mod log;
 mod operate;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, patch, post};
 
 use super::answer::Refused;
 use super::gate::{self, Gate};
@@ -25,7 +27,7 @@ use crate::store::Scope;
 
 /// One method of one path.
 pub(super) struct Route {
-    /// `get` or `post`.
+    /// `get`, `post` or `patch`.
     pub(super) method: &'static str,
     /// With `{parameters}` as axum and OpenAPI spell them.
     pub(super) path: &'static str,
@@ -71,13 +73,19 @@ pub(super) static ROUTES: &[Route] = &[
     route!(post "/api/v1/jobs", SUBMIT, submit::submit, ["dry_run"] -> Some("Job"), "Submit a job, or ask what would become of it"),
     route!(get "/api/v1/jobs", READ, jobs::list, ["state" "label" "name" "profile" "external_id" "id" "sort" "limit" "cursor"] -> Some("Page"), "List jobs"),
     route!(get "/api/v1/jobs/{id}", READ, jobs::one, [] -> Some("Job"), "One job"),
+    route!(patch "/api/v1/jobs/{id}", SUBMIT, edit::edit, [] -> Some("Job"), "Change a job that waits, or the time limit of one that runs"),
+    route!(get "/api/v1/jobs/{id}/explain", READ, explain::explain, [] -> Some("Explanation"), "Why it waits or failed, and what plugins said of it"),
     route!(get "/api/v1/jobs/{id}/log", READ, log::log, ["follow"] -> None, "The log: whole, a range of it, or as it grows"),
     route!(post "/api/v1/jobs/{id}/cancel", SUBMIT, operate::cancel, [] -> Some("Job"), "Cancel a job"),
     route!(post "/api/v1/jobs/{id}/hold", SUBMIT, operate::hold, [] -> Some("Job"), "Take a queued job out of the line"),
     route!(post "/api/v1/jobs/{id}/release", SUBMIT, operate::release, [] -> Some("Job"), "Put a held job back into the line"),
+    route!(post "/api/v1/jobs/{id}/retry", SUBMIT, operate::retry, [] -> Some("Job"), "Have an ended job make another attempt"),
+    route!(post "/api/v1/jobs/{id}/requeue", SUBMIT, operate::requeue, [] -> Some("Job"), "Stop a job gracefully and put it back into the line"),
+    route!(post "/api/v1/jobs/{id}/move", SUBMIT, operate::move_to, [] -> Some("Job"), "Move a queued job in the line"),
     route!(get "/api/v1/queue", READ, queue::summary, [] -> Some("Queue"), "The queue in a few numbers, and what runs"),
     route!(post "/api/v1/queue/pause", OPERATE, queue::pause, [] -> Some("Queue"), "Start nothing more; what runs goes on"),
     route!(post "/api/v1/queue/resume", OPERATE, queue::resume, [] -> Some("Queue"), "Start jobs again"),
+    route!(post "/api/v1/queue/drain", OPERATE, queue::drain, [] -> Some("Queue"), "Start nothing more, and end the service when nothing runs any more"),
     route!(get "/api/v1/plugins", READ, plugins::list, [] -> Some("Page"), "The plugins and how they stand"),
     route!(get "/api/v1/events", READ, events::events, ["job_id"] -> None, "Every change as it happens (server-sent events)"),
     route!(post "/api/training/execute", SUBMIT, execute::execute, [] -> Some("Executed"), "Compatibility: submit under the profile `training`"),

@@ -1,4 +1,4 @@
-//! `GET /api/v1/queue`, `POST /api/v1/queue/pause · resume`
+//! `GET /api/v1/queue`, `POST /api/v1/queue/pause · resume · drain`
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -19,6 +19,11 @@ pub(super) async fn pause(api: State, caller: Caller) -> Result<Response, Refuse
 
 pub(super) async fn resume(api: State, caller: Caller) -> Result<Response, Refused> {
     api.service.queue.resume(&caller.name).await?;
+    answer(&api).await
+}
+
+pub(super) async fn drain(api: State, caller: Caller) -> Result<Response, Refused> {
+    api.service.queue.drain(&caller.name).await?;
     answer(&api).await
 }
 

@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use taxiway_job::{Job, JobId};
+use taxiway_job::{Job, JobId, Problem, Terms};
 
-use super::super::answer::Refused;
+use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
 use super::super::{Api, State, body, submission, wire};
 use crate::admission::{Draft, Refusal};
@@ -38,8 +38,9 @@ pub(super) async fn submit(
         None => Parameters::default(),
     };
     let bytes = body::json(&headers, body).await?;
-    let draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
+    let mut draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
     may_submit(&caller, &draft)?;
+    draft.problems = unknown_predecessors(&api, &draft.terms).await?;
     if parameters.dry_run {
         return dry_run(&api, &caller, draft).await;
     }
@@ -63,6 +64,17 @@ fn may_submit(caller: &Caller, draft: &Draft) -> Result<(), Refused> {
     Err(Refused::new(StatusCode::FORBIDDEN, "command-not-allowed", detail))
 }
 
+/// A problem for each job that a submission comes after and that does not exist.
+pub(super) async fn unknown_predecessors(api: &Api, terms: &Terms) -> Result<Vec<Problem>, Refused> {
+    let named: Vec<JobId> = terms.predecessors().map(|(job, _)| job).collect();
+    if named.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = api.service.store.states(named.clone()).await?;
+    let unknown = named.into_iter().filter(|job| !known.contains_key(job));
+    Ok(unknown.map(|job| problem("", "unknown-job", format!("it comes after job {job}, which there is not"))).collect())
+}
+
 /// Judges a draft and puts the job into the line. It is durable when this returns.
 pub(super) async fn accept(
     api: &Api,
@@ -72,7 +84,12 @@ pub(super) async fn accept(
 ) -> Result<(Arc<Job>, Standing), Refused> {
     let job = Arc::new(api.service.admission.judge(draft, &caller.name, false).await?.job);
     let standing = api.service.queue.submit(job.clone(), hash).await?;
-    Ok((job, standing))
+    if job.spec.terms.after.is_empty() {
+        return Ok((job, standing));
+    }
+    // One that comes after a job that has failed is cancelled at once.
+    let stored = api.service.store.job(job.id).await?;
+    Ok((stored.map_or(job, Arc::new), standing))
 }
 
 async fn dry_run(api: &Api, caller: &Caller, draft: Draft) -> Result<Response, Refused> {

@@ -8,7 +8,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use taxiway_job::{
-    ConfigFormat, EnvValue, Exit, Failure, Handover, JobId, Problem, Progress, Reason, Rewrite, State, Time, Usage,
+    ConfigFormat, EnvValue, Exit, Failure, Handover, JobId, Problem, Progress, Reason, Retries, Rewrite, State, Time,
+    Usage,
 };
 
 use crate::queue::Standing;
@@ -42,8 +43,16 @@ pub struct Job<'a> {
     pub gpu_memory: Option<u64>,
     /// Higher starts first.
     pub priority: i16,
-    /// The jobs it waits for.
+    /// The jobs that must have completed before it starts.
     pub after: Cow<'a, [JobId]>,
+    /// The jobs that must have ended before it starts.
+    pub after_any: Cow<'a, [JobId]>,
+    /// Its earliest start.
+    pub not_before: Option<Time>,
+    /// How often it is tried again when it fails, and when.
+    pub retries: Cow<'a, Retries>,
+    /// The earliest start of the next attempt, after one that failed.
+    pub retry_at: Option<Time>,
     /// Longest time it may run, in seconds.
     #[serde(with = "taxiway_job::duration::option")]
     pub time_limit: Option<Duration>,
@@ -107,8 +116,11 @@ impl<'a> Job<'a> {
             gpus: spec.gpus,
             gpu_memory: spec.terms.gpu_memory,
             priority: spec.priority,
-            // A job waits for its turn only: a submission cannot name others.
-            after: Cow::Borrowed(&[]),
+            after: Cow::Borrowed(&spec.terms.after),
+            after_any: Cow::Borrowed(&spec.terms.after_any),
+            not_before: spec.terms.not_before,
+            retries: Cow::Borrowed(&spec.terms.retries),
+            retry_at: job.retry_at,
             time_limit: spec.time_limit,
             grace: spec.grace,
             external_id: spec.external_id.as_deref().map(Cow::Borrowed),
@@ -205,11 +217,16 @@ pub(crate) mod tests {
             },
             config: Map::from_iter([("lr".to_owned(), json!(0.1))]),
             submitted_config: None,
+            submitted_beside: None,
             rewrites: Vec::new(),
             verdicts: Vec::new(),
+            launch_verdicts: Vec::new(),
             warnings: Vec::new(),
             state: State::Queued,
             attempt: 1,
+            revision: 1,
+            retries_done: 0,
+            retry_at: None,
             reason: None,
             submitted_at: now,
             queued_at: now,

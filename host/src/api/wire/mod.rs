@@ -6,6 +6,7 @@
 mod event;
 mod job;
 mod list;
+mod operation;
 mod problem;
 mod submission;
 pub mod training;
@@ -15,5 +16,6 @@ pub use event::{Event, Heard};
 pub(crate) use job::tests as job_tests;
 pub use job::{Env, Job};
 pub use list::{Health, Page, QueueSummary, Verdict};
+pub use operation::{Explanation, Move, MoveTo, Requeue};
 pub use problem::ProblemDocument;
 pub use submission::Submission;

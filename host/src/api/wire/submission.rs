@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use taxiway_job::{ConfigFormat, EnvValue};
+use taxiway_job::{ConfigFormat, EnvValue, Retries, Time};
 
 /// A submission. Every field may be absent or null, which mean the same.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -56,6 +56,18 @@ pub struct Submission {
     /// The submitter's own id, unique among all jobs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
+    /// Ids of the jobs that must have completed before it starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Vec<String>>,
+    /// Ids of the jobs that must have ended before it starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_any: Option<Vec<String>>,
+    /// Its earliest start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Time>,
+    /// How often it is tried again when it fails, and when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<Retries>,
     /// Start in `held`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold: Option<bool>,

@@ -1,0 +1,382 @@
+//! Every job that has not ended, in memory: what state it is in, where in line, and what it waits for.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::dependencies::Dependencies;
+use crate::{Condition, JobId, Line, Place, Shift, Spot, State, StopTarget, Target, Terms, Time, Unmet};
+
+/// A job that has not ended, as small as it can be: there may be a million of them.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    state: State,
+    gpus: u32,
+    priority: i16,
+    rank: i64,
+    unmet: Unmet,
+    /// A change of it is being written: it neither starts nor takes another one meanwhile.
+    pub busy: bool,
+    /// The present attempt, from 1.
+    pub attempt: u32,
+    /// Automatic retries since somebody last asked for it to run.
+    pub retries_done: u32,
+    /// Grows with every edit.
+    pub revision: u32,
+    /// Where a stop that was ordered leads.
+    pub stop_target: Option<StopTarget>,
+    /// Its profile.
+    pub profile: Option<Arc<str>>,
+    terms: Option<Box<Terms>>,
+}
+
+impl Entry {
+    /// An entry of the first attempt of a job that nobody is changing.
+    #[must_use]
+    pub fn new(state: State, gpus: u32, priority: i16, rank: i64, terms: Option<Box<Terms>>) -> Self {
+        Self {
+            state,
+            gpus,
+            priority,
+            rank,
+            unmet: Unmet::default(),
+            busy: false,
+            attempt: 1,
+            retries_done: 0,
+            revision: 1,
+            stop_target: None,
+            profile: None,
+            terms,
+        }
+    }
+
+    /// The same at another place.
+    #[must_use]
+    pub fn at(self, place: Place) -> Self {
+        Self { priority: place.priority(), rank: place.rank(), ..self }
+    }
+
+    /// The same in another state, before it is taken in.
+    #[must_use]
+    pub fn in_state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Slots that it needs; 0 is the CPU lane.
+    #[must_use]
+    pub fn gpus(&self) -> u32 {
+        self.gpus
+    }
+
+    /// What keeps it from starting, whatever is free.
+    #[must_use]
+    pub fn unmet(&self) -> Unmet {
+        self.unmet
+    }
+
+    /// What it asks of the queue beside its slots; none for nothing.
+    #[must_use]
+    pub fn terms(&self) -> Option<&Terms> {
+        self.terms.as_deref()
+    }
+
+    /// Its place in the order.
+    #[must_use]
+    pub fn place(&self, id: JobId) -> Place {
+        Place::new(self.priority, self.rank, id)
+    }
+
+    fn spot(&self) -> Spot {
+        Spot::of(self.state, self.unmet, self.gpus)
+    }
+}
+
+/// All jobs that have not ended. What is decided here is decided without a clock, a disk or a process: the owner of the queue
+/// feeds it with what happened, in the order in which it happened.
+///
+/// Invariant: a job's place is in the line at the spot that its state and its conditions say, and nowhere else.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    entries: HashMap<JobId, Entry>,
+    line: Line,
+    held: usize,
+    dependencies: Dependencies,
+    /// Jobs whose pause before a retry is not over.
+    retry_at: HashMap<JobId, Time>,
+    /// When a condition that is a matter of time may be met.
+    alarms: BTreeSet<(Time, JobId)>,
+}
+
+impl Jobs {
+    /// No jobs; ranks are given out behind this one.
+    #[must_use]
+    pub fn new(last_rank: i64) -> Self {
+        Self { line: Line::new(last_rank), ..Self::default() }
+    }
+
+    /// One job.
+    #[must_use]
+    pub fn get(&self, id: JobId) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    /// One job, for what the line does not depend on.
+    #[must_use]
+    pub fn get_mut(&mut self, id: JobId) -> Option<&mut Entry> {
+        self.entries.get_mut(&id)
+    }
+
+    /// Whether the job is here: it has not ended.
+    #[must_use]
+    pub fn contains(&self, id: JobId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (JobId, &Entry)> {
+        self.entries.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// The order.
+    #[must_use]
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// How many are held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// A rank behind all others.
+    pub fn take_rank(&mut self) -> i64 {
+        self.line.take_rank()
+    }
+
+    /// The position of a queued job, from 1.
+    #[must_use]
+    pub fn position(&self, id: JobId) -> Option<usize> {
+        let entry = self.entries.get(&id).filter(|entry| entry.state == State::Queued)?;
+        Some(self.line.position(entry.place(id)))
+    }
+
+    /// The first job of a lane ([`Spot::Gpu`] or [`Spot::Cpu`]) that may start. One that is being changed is passed by: it may
+    /// be on its way out of the line.
+    #[must_use]
+    pub fn head(&self, lane: Spot) -> Option<JobId> {
+        self.line.spot(lane).map(|place| place.job()).find(|job| self.entries.get(job).is_some_and(|entry| !entry.busy))
+    }
+
+    /// Takes in a job that has not ended. The jobs it comes after must be here already, unless they have ended; whether one
+    /// of those ended in vain is the caller's to find out.
+    pub fn enter(&mut self, id: JobId, mut entry: Entry, now: Time) {
+        entry.unmet = entry.unmet.with(Condition::After, self.link(id, entry.terms()));
+        let not_before = entry.terms().and_then(|terms| terms.not_before);
+        entry.unmet = entry.unmet.with(Condition::NotBefore, self.arm(id, not_before, now));
+        self.held += usize::from(entry.state == State::Held);
+        self.line.insert(entry.place(id), entry.spot());
+        self.entries.insert(id, entry);
+        for successor in self.dependencies.returned(id) {
+            self.set_unmet(successor, Condition::After, true);
+        }
+    }
+
+    fn link(&mut self, id: JobId, terms: Option<&Terms>) -> bool {
+        let Some(terms) = terms.filter(|terms| terms.predecessors().next().is_some()) else { return false };
+        let entries = &self.entries;
+        self.dependencies.link(id, terms, |predecessor| entries.contains_key(&predecessor)) > 0
+    }
+
+    /// Whether this time is still to come; then there is an alarm for it.
+    fn arm(&mut self, id: JobId, at: Option<Time>, now: Time) -> bool {
+        let Some(at) = at.filter(|at| *at > now) else { return false };
+        self.alarms.insert((at, id));
+        true
+    }
+
+    /// Changes the state of a job. Returns the jobs that came after it and now wait in vain.
+    #[must_use]
+    pub fn set_state(&mut self, id: JobId, to: State) -> Vec<JobId> {
+        let Some(entry) = self.entries.get_mut(&id) else { return Vec::new() };
+        let from = std::mem::replace(&mut entry.state, to);
+        debug_assert!(from == to || from.may_become(to), "{from} to {to}");
+        let before = Spot::of(from, entry.unmet, entry.gpus);
+        let (place, after) = (entry.place(id), entry.spot());
+        self.line.remove(place, before);
+        self.held -= usize::from(from == State::Held);
+        self.held += usize::from(to == State::Held);
+        if !to.has_ended() {
+            self.line.insert(place, after);
+            return Vec::new();
+        }
+        self.forget(id);
+        let (met, vain) = self.dependencies.ended(id, to);
+        for successor in met {
+            self.set_unmet(successor, Condition::After, false);
+        }
+        vain
+    }
+
+    /// The job for which this one waits in vain, and how that one ended while this one was here.
+    #[must_use]
+    pub fn in_vain(&self, id: JobId) -> Option<(JobId, State)> {
+        self.dependencies.in_vain(id)
+    }
+
+    fn forget(&mut self, id: JobId) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        if let Some(terms) = entry.terms {
+            self.dependencies.unlink(id, &terms);
+            if let Some(at) = terms.not_before {
+                self.alarms.remove(&(at, id));
+            }
+        }
+        if let Some(at) = self.retry_at.remove(&id) {
+            self.alarms.remove(&(at, id));
+        }
+    }
+
+    /// A condition of a job is unmet, or met.
+    pub fn set_unmet(&mut self, id: JobId, condition: Condition, unmet: bool) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let before = entry.spot();
+        entry.unmet = entry.unmet.with(condition, unmet);
+        let (place, after) = (entry.place(id), entry.spot());
+        if before != after {
+            self.line.remove(place, before);
+            self.line.insert(place, after);
+        }
+    }
+
+    /// The next attempt of a job comes no earlier than this; none: as soon as it is its turn.
+    pub fn set_retry_at(&mut self, id: JobId, at: Option<Time>, now: Time) {
+        if let Some(before) = self.retry_at.remove(&id)
+            && self.not_before(id) != Some(before)
+        {
+            self.alarms.remove(&(before, id));
+        }
+        if !self.contains(id) {
+            return;
+        }
+        let unmet = self.arm(id, at, now);
+        self.retry_at.extend(at.filter(|_| unmet).map(|at| (id, at)));
+        self.set_unmet(id, Condition::RetryBackoff, unmet);
+    }
+
+    /// When the pause before the next attempt of a job is over.
+    #[must_use]
+    pub fn retry_at(&self, id: JobId) -> Option<Time> {
+        self.retry_at.get(&id).copied()
+    }
+
+    fn not_before(&self, id: JobId) -> Option<Time> {
+        self.entries.get(&id)?.terms()?.not_before
+    }
+
+    /// When [`Jobs::ring`] has something to do.
+    #[must_use]
+    pub fn next_alarm(&self) -> Option<Time> {
+        self.alarms.first().map(|(at, _)| *at)
+    }
+
+    /// Conditions that are a matter of time are met by now.
+    pub fn ring(&mut self, now: Time) {
+        while let Some((at, id)) = self.alarms.first().copied().filter(|(at, _)| *at <= now) {
+            self.alarms.remove(&(at, id));
+            if self.not_before(id).is_some_and(|at| at <= now) {
+                self.set_unmet(id, Condition::NotBefore, false);
+            }
+            if self.retry_at(id).is_some_and(|at| at <= now) {
+                self.retry_at.remove(&id);
+                self.set_unmet(id, Condition::RetryBackoff, false);
+            }
+        }
+    }
+
+    /// What a job's priority, slots and terms are from now on.
+    pub fn edit(&mut self, id: JobId, gpus: u32, priority: i16, terms: Option<Box<Terms>>, now: Time) {
+        let Some(mut entry) = self.entries.remove(&id) else { return };
+        self.line.remove(entry.place(id), entry.spot());
+        if let Some(before) = entry.terms.take() {
+            self.dependencies.unlink(id, &before);
+            if let Some(at) = before.not_before
+                && self.retry_at.get(&id) != Some(&at)
+            {
+                self.alarms.remove(&(at, id));
+            }
+        }
+        entry.unmet = entry.unmet.with(Condition::After, self.link(id, terms.as_deref()));
+        let not_before = terms.as_ref().and_then(|terms| terms.not_before);
+        entry.unmet = entry.unmet.with(Condition::NotBefore, self.arm(id, not_before, now));
+        (entry.gpus, entry.priority, entry.terms) = (gpus, priority, terms);
+        self.line.insert(entry.place(id), entry.spot());
+        self.entries.insert(id, entry);
+    }
+
+    /// The shifts that bring a job to its target ([`Line::shifts`]); none when the target names a job that is not queued.
+    #[must_use]
+    pub fn shifts(&mut self, who: Place, target: Target) -> Option<Vec<Shift>> {
+        let entries = &self.entries;
+        let place_of =
+            |job: JobId| entries.get(&job).filter(|entry| entry.state == State::Queued).map(|entry| entry.place(job));
+        if let Target::Before(job) = target {
+            place_of(job)?;
+        }
+        Some(self.line.shifts(who, target, place_of))
+    }
+
+    /// Applies shifts; another priority is an edit of the job. A job that has left the place that a shift names meanwhile stays where it is.
+    pub fn shift(&mut self, shifts: &[Shift]) {
+        for Shift { from, to } in shifts {
+            let id = from.job();
+            let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.place(id) == *from) else { continue };
+            let spot = entry.spot();
+            entry.revision += u32::from(from.priority() != to.priority());
+            (entry.priority, entry.rank) = (to.priority(), to.rank());
+            self.line.remove(*from, spot);
+            self.line.insert(*to, spot);
+        }
+    }
+
+    /// A job goes behind all others of its priority, with this rank of [`Jobs::take_rank`].
+    pub fn set_rank(&mut self, id: JobId, rank: i64) {
+        if let Some(entry) = self.entries.get(&id) {
+            let from = entry.place(id);
+            self.shift(&[Shift { from, to: Place::new(from.priority(), rank, id) }]);
+        }
+    }
+
+    /// The job that comes after itself if `id` comes after those of these terms: `id` would never start.
+    #[must_use]
+    pub fn closes_a_circle(&self, id: JobId, terms: &Terms) -> bool {
+        let mut seen = HashSet::new();
+        let mut open: Vec<JobId> = terms.predecessors().map(|(job, _)| job).collect();
+        while let Some(job) = open.pop() {
+            if job == id {
+                return true;
+            }
+            if seen.insert(job) {
+                let terms = self.entries.get(&job).and_then(|entry| entry.terms());
+                open.extend(terms.into_iter().flat_map(Terms::predecessors).map(|(job, _)| job));
+            }
+        }
+        false
+    }
+}
+
+impl Spot {
+    fn of(state: State, unmet: Unmet, gpus: u32) -> Self {
+        match state {
+            State::Queued if !unmet.is_empty() => Self::Waiting,
+            State::Queued if gpus == 0 => Self::Cpu,
+            State::Queued => Self::Gpu,
+            _ => Self::Aside,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What people change of a job: its place in the line, its description, its time limit, and that it runs again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use taxiway_job::{Condition, Entry, Job, JobId, Shift, State, Target, Time};
+
+use super::handle::{Operation, QueueError, Verb};
+use super::owner::{Asker, Done, Owner, entry_of};
+use crate::store::{Change, StoreError};
+
+impl Owner {
+    /// A job that has ended waits for another attempt.
+    pub(super) fn retry(&mut self, operation: Operation, job: &Job) {
+        let id = job.id;
+        if self.jobs.closes_a_circle(id, &job.spec.terms) {
+            return operation.answer(Err(QueueError::Circle(id)));
+        }
+        let rank = self.jobs.take_rank();
+        let mut entry = entry_of(job, rank);
+        if matches!(operation.verb, Verb::ForceStart)
+            && let Some(Shift { to, .. }) = self.jobs.shifts(entry.place(id), Target::Front).unwrap_or_default().first()
+        {
+            entry = entry.at(*to);
+        }
+        entry.attempt += 1;
+        entry.revision += 1;
+        let place = entry.place(id);
+        let change = Change::Retry {
+            job: id,
+            from: job.state,
+            priority: place.priority(),
+            rank: place.rank(),
+            at: Time::now(),
+            by: operation.by.clone(),
+        };
+        let entry = entry.in_state(State::Queued);
+        self.submitting.insert(id);
+        let store = self.store.clone();
+        self.work.push(Box::pin(async move {
+            let result = store.commit(vec![change]).await;
+            Done::Returned { operation, entry, result }
+        }));
+    }
+
+    pub(super) fn returned(&mut self, operation: Operation, entry: Entry, result: Result<(), StoreError>) {
+        let id = operation.id;
+        self.submitting.remove(&id);
+        match result {
+            Ok(()) => {
+                let lacks_gpus = entry.gpus() as usize > self.slots.count();
+                self.jobs.enter(id, entry, Time::now());
+                self.jobs.set_unmet(id, Condition::GpusUnavailable, lacks_gpus);
+                self.look_at_predecessors(id, Asker::Operation(operation));
+            }
+            Err(error) => {
+                operation.answer(Err(error.into()));
+                self.resume_operations(id);
+            }
+        }
+    }
+
+    /// Finds out how the jobs have ended that a job comes after and that the queue does not have any more. Until then the job
+    /// does not start; then whoever put it into the line is answered.
+    pub(super) fn look_at_predecessors(&mut self, id: JobId, asker: Asker) {
+        let ended: Vec<JobId> = match self.jobs.get(id).and_then(|entry| entry.terms()) {
+            Some(terms) => terms.after.iter().copied().filter(|job| !self.jobs.contains(*job)).collect(),
+            None => Vec::new(),
+        };
+        if ended.is_empty() {
+            return self.predecessors_looked_at(id, asker, Ok(HashMap::new()));
+        }
+        if let Some(entry) = self.jobs.get_mut(id) {
+            entry.busy = true;
+        }
+        let store = self.store.clone();
+        self.work.push(Box::pin(async move {
+            // Their ends may still be on their way to the store: what was sent before this is there after it.
+            let ends = match store.commit(Vec::new()).await {
+                Ok(()) => store.states(ended).await,
+                Err(error) => Err(error),
+            };
+            Done::Predecessors { job: id, asker, ends }
+        }));
+    }
+
+    pub(super) fn predecessors_looked_at(
+        &mut self,
+        id: JobId,
+        asker: Asker,
+        ends: Result<HashMap<JobId, State>, StoreError>,
+    ) {
+        match ends {
+            Ok(ends) => {
+                let in_vain = ends.into_iter().filter(|(_, end)| matches!(end, State::Failed | State::Cancelled));
+                self.in_vain.extend(in_vain.map(|(job, end)| (id, Verb::InVain(job, end))));
+            }
+            Err(error) => {
+                tracing::error!(job = %id, %error, "it cannot be told how the jobs ended that it comes after: it waits");
+                self.jobs.set_unmet(id, Condition::After, true);
+            }
+        }
+        if let Some(entry) = self.jobs.get_mut(id) {
+            entry.busy = false;
+        }
+        self.give_up_in_vain();
+        let state = self.jobs.get(id).map_or(State::Cancelled, |entry| entry.state());
+        // Answered when what has just followed is durable too.
+        match asker {
+            Asker::Submission(reply) => {
+                let standing = self.standing(id);
+                // An error means that the asker has gone away.
+                self.then.answers.push(Box::new(move |result| drop(reply.send(result.map(|()| standing)))));
+            }
+            Asker::Operation(operation) => {
+                self.then.answers.push(Box::new(move |result| operation.answer(result.map(|()| state))));
+            }
+        }
+        self.resume_operations(id);
+    }
+
+    /// Moves a queued job, or has a held one released at the front. Places that are chosen by their neighbours are written one
+    /// after another.
+    pub(super) fn rerank(&mut self, operation: Operation) {
+        let id = operation.id;
+        let Some(entry) = self.jobs.get_mut(id) else { return };
+        entry.busy = true;
+        let (place, state) = (entry.place(id), entry.state());
+        if self.reranking {
+            return self.to_rerank.push_back(operation);
+        }
+        let target = match operation.verb {
+            Verb::Move(target) => target,
+            _ => Target::Front,
+        };
+        let Some(shifts) = self.jobs.shifts(place, target) else {
+            let Target::Before(other) = target else { return };
+            operation.answer(Err(QueueError::NotInLine(other)));
+            return self.resume_operations(id);
+        };
+        let (at, by) = (Time::now(), operation.by.clone());
+        let mut changes = Vec::new();
+        if state == State::Held {
+            let (to, by, deliveries) = (State::Queued, by.clone(), Vec::new());
+            changes.push(Change::Move { job: id, from: state, to, reason: None, at, by, deliveries });
+        }
+        if !shifts.is_empty() {
+            changes.push(Change::Rerank { job: id, shifts: shifts.clone(), at, by });
+        }
+        self.reranking = true;
+        let store = self.store.clone();
+        self.work.push(Box::pin(async move {
+            let result = store.commit(changes).await;
+            Done::Reranked { operation, shifts, result }
+        }));
+    }
+
+    pub(super) fn reranked(&mut self, operation: Operation, shifts: &[Shift], result: Result<(), StoreError>) {
+        let id = operation.id;
+        self.reranking = false;
+        if result.is_ok() {
+            self.jobs.shift(shifts);
+            self.set_state(id, State::Queued);
+        }
+        operation.answer(result.map(|()| State::Queued).map_err(QueueError::from));
+        self.resume_operations(id);
+        while !self.reranking
+            && let Some(next) = self.to_rerank.pop_front()
+        {
+            self.rerank(next);
+        }
+    }
+
+    pub(super) fn edit(&mut self, operation: Operation, job: Arc<Job>) {
+        let id = job.id;
+        let Some(entry) = self.jobs.get(id) else { return };
+        if entry.revision != job.revision {
+            return operation.answer(Err(QueueError::Changed(id)));
+        }
+        if job.spec.gpus as usize > self.slots.count() {
+            let (asked, slots) = (job.spec.gpus, self.slots.count());
+            return operation.answer(Err(QueueError::TooManyGpus { asked, slots }));
+        }
+        if self.jobs.closes_a_circle(id, &job.spec.terms) {
+            return operation.answer(Err(QueueError::Circle(id)));
+        }
+        if let Some(entry) = self.jobs.get_mut(id) {
+            entry.busy = true;
+        }
+        let change = Change::Edit { job: job.clone(), at: Time::now(), by: operation.by.clone() };
+        let store = self.store.clone();
+        self.work.push(Box::pin(async move {
+            let result = store.commit(vec![change]).await;
+            Done::Edited { operation, job, result }
+        }));
+    }
+
+    pub(super) fn edited(&mut self, operation: Operation, job: &Job, result: Result<(), StoreError>) {
+        let id = job.id;
+        if let Err(error) = result {
+            operation.answer(Err(error.into()));
+            return self.resume_operations(id);
+        }
+        let terms = (!job.spec.terms.are_none()).then(|| Box::new(job.spec.terms.clone()));
+        self.jobs.edit(id, job.spec.gpus, job.spec.priority, terms, Time::now());
+        if let Some(entry) = self.jobs.get_mut(id) {
+            entry.revision += 1;
+        }
+        self.look_at_predecessors(id, Asker::Operation(operation));
+    }
+
+    pub(super) fn limit(&mut self, operation: Operation, limit: Option<Duration>) {
+        let id = operation.id;
+        let Some(entry) = self.jobs.get_mut(id) else { return };
+        entry.busy = true;
+        let change = Change::TimeLimit { job: id, limit, at: Time::now(), by: operation.by.clone() };
+        let store = self.store.clone();
+        self.work.push(Box::pin(async move {
+            let result = store.commit(vec![change]).await;
+            Done::Limited { operation, limit, result }
+        }));
+    }
+
+    pub(super) fn limited(&mut self, operation: Operation, limit: Option<Duration>, result: Result<(), StoreError>) {
+        let id = operation.id;
+        let launch = self.live.iter().find(|(_, live)| live.job == id).map(|(launch, _)| *launch);
+        let state = self.jobs.get(id).map_or(State::Running, |entry| entry.state());
+        if let Ok(()) = result {
+            if let Some(entry) = self.jobs.get_mut(id) {
+                entry.revision += 1;
+            }
+            if let Some(launch) = launch {
+                self.launcher.extend(launch, limit);
+            }
+        }
+        operation.answer(result.map(|()| state).map_err(QueueError::from));
+        if let Some(launch) = launch {
+            self.end_that_waited(launch);
+        }
+        self.resume_operations(id);
+    }
+}
