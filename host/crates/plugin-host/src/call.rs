@@ -3,18 +3,21 @@
 use crate::egress::Egress;
 use crate::plugin::{Body, Loaded, Plugin};
 use crate::quantity::{show_duration, show_size};
+use crate::secret::Secrets;
 use crate::state::{State, Trace};
+use crate::stats::{LastFailure, Spent};
 use crate::text;
-use crate::view::{CallError, Called, FailureKind, Hook};
+use crate::view::{CallError, Called, FailureKind, Hook, LogLine};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
+use tracing::field::Empty;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{Store, Trap, UpdateDeadline};
 
@@ -52,7 +55,8 @@ impl Failure {
 /// One call under way.
 pub(crate) struct Call<'a> {
     plugin: &'a Plugin,
-    hook: &'static str,
+    /// None for `metadata`, which is not among a plugin's calls for jobs.
+    hook: Option<Hook>,
     started: Instant,
     trace: Option<Arc<Trace>>,
     dry_run: bool,
@@ -67,15 +71,25 @@ impl<'a> Call<'a> {
             version = plugin.version(),
             hook = hook.as_str(),
             job,
-            dry_run
+            dry_run,
+            outcome = Empty,
+            duration_us = Empty,
+            peak_memory_bytes = Empty
         );
-        Call { plugin, hook: hook.as_str(), started: Instant::now(), trace: None, dry_run, span }
+        Call { plugin, hook: Some(hook), started: Instant::now(), trace: None, dry_run, span }
     }
 
     /// A call of `metadata`, which belongs to no job.
     pub fn begin_metadata(plugin: &'a Plugin) -> Call<'a> {
-        let span = tracing::info_span!("plugin_call", plugin = plugin.name(), hook = "metadata");
-        Call { plugin, hook: "metadata", started: Instant::now(), trace: None, dry_run: true, span }
+        let span = tracing::info_span!(
+            "plugin_call",
+            plugin = plugin.name(),
+            hook = "metadata",
+            outcome = Empty,
+            duration_us = Empty,
+            peak_memory_bytes = Empty
+        );
+        Call { plugin, hook: None, started: Instant::now(), trace: None, dry_run: true, span }
     }
 
     /// The loaded component, or the failure that stands in its place.
@@ -160,15 +174,16 @@ impl<'a> Call<'a> {
     pub fn end<T>(self, result: Result<T, Failure>) -> Called<T> {
         let _entered = self.span.enter();
         let duration = self.started.elapsed();
-        self.plugin.0.stats.record(duration, result.is_err());
-        let secrets = match &self.plugin.0.body {
-            Body::Loaded(loaded) => Some(&loaded.secrets),
-            Body::Broken(_) => None,
+        let counted = |count: fn(&Trace) -> &AtomicU64| {
+            self.trace.as_deref().map_or(0, |trace| count(trace).load(Ordering::Relaxed))
         };
-        let log = match (&self.trace, secrets) {
-            (Some(trace), Some(secrets)) => trace.output.lines(secrets),
-            _ => Vec::new(),
+        let spent = Spent {
+            duration,
+            peak_memory_bytes: counted(|trace| &trace.peak_memory),
+            requests: counted(|trace| &trace.requests),
+            refused_requests: counted(|trace| &trace.refused_requests),
         };
+        let log = self.log();
         for line in &log {
             match line.source {
                 "error" => tracing::error!(target: "taxiway::plugin", "{}", line.text),
@@ -178,36 +193,61 @@ impl<'a> Call<'a> {
                 source => tracing::info!(target: "taxiway::plugin", source, "{}", line.text),
             }
         }
-        let peak_memory_bytes = self.trace.as_ref().map_or(0, |trace| trace.peak_memory.load(Ordering::Relaxed));
-        let result = result.map_err(|failure| {
-            let message = match secrets {
-                Some(secrets) => text::clean(&secrets.redact(&failure.message), MESSAGE_LIMIT),
-                None => text::clean(&failure.message, MESSAGE_LIMIT),
-            };
-            tracing::warn!(
-                kind = failure.kind.as_str(),
-                duration_ms = duration.as_millis(),
-                "plugin failed: {message}"
-            );
-            CallError {
-                plugin: self.plugin.name().to_owned(),
-                version: self.plugin.version().to_owned(),
-                kind: failure.kind,
-                limit: failure.limit,
-                message,
-                on_error: self.plugin.on_error(),
-                retry_after: failure.retry_after,
+        self.span.record("outcome", result.as_ref().map_or_else(|failure| failure.kind.as_str(), |_| "answered"));
+        self.span.record("duration_us", u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        self.span.record("peak_memory_bytes", spent.peak_memory_bytes);
+        let result = result.map_err(|failure| self.failed(failure));
+        let stats = &self.plugin.0.stats;
+        match (&result, self.hook) {
+            (Ok(_), hook) => {
+                tracing::debug!("plugin answered");
+                hook.inspect(|hook| stats.record(*hook, &spent));
             }
-        });
-        if result.is_ok() {
-            tracing::debug!(hook = self.hook, duration_us = duration.as_micros(), peak_memory_bytes, "plugin answered");
+            (Err(error), Some(hook)) => {
+                tracing::warn!("plugin failed: {}", error.message);
+                stats.record_failure(&spent, last_failure(hook, error));
+            }
+            (Err(error), None) => tracing::warn!("plugin failed: {}", error.message),
         }
-        Called { result, duration, peak_memory_bytes, log }
+        Called { result, duration, peak_memory_bytes: spent.peak_memory_bytes, log }
+    }
+
+    fn log(&self) -> Vec<LogLine> {
+        match (&self.trace, self.secrets()) {
+            (Some(trace), Some(secrets)) => trace.output.lines(secrets),
+            _ => Vec::new(),
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> CallError {
+        let message = match self.secrets() {
+            Some(secrets) => text::clean(&secrets.redact(&failure.message), MESSAGE_LIMIT),
+            None => text::clean(&failure.message, MESSAGE_LIMIT),
+        };
+        CallError {
+            plugin: self.plugin.name().to_owned(),
+            version: self.plugin.version().to_owned(),
+            kind: failure.kind,
+            limit: failure.limit,
+            message,
+            on_error: self.plugin.on_error(),
+            retry_after: failure.retry_after,
+        }
+    }
+
+    fn secrets(&self) -> Option<&'a Secrets> {
+        match &self.plugin.0.body {
+            Body::Loaded(loaded) => Some(&loaded.secrets),
+            Body::Broken(_) => None,
+        }
     }
 
     /// What the guest failed with by its own account.
     pub fn hook_error(&self, error: &crate::bindings::types::HookError) -> Failure {
-        let code = text::clean_code(&error.code);
+        let code = match self.secrets() {
+            Some(secrets) => text::clean_code(&secrets.redact(&error.code)),
+            None => text::clean_code(&error.code),
+        };
         let mut message = format!("{code}: {}", error.message);
         if let Some(denied) = self.trace.as_ref().and_then(|trace| trace.denied()) {
             message.push_str(&format!(" (the service had refused {denied})"));
@@ -218,6 +258,16 @@ impl<'a> Call<'a> {
             message,
             retry_after: error.retry_after_ms.map(Duration::from_millis),
         }
+    }
+}
+
+fn last_failure(hook: Hook, error: &CallError) -> LastFailure {
+    LastFailure {
+        at: format!("{:.3}", jiff::Timestamp::now()),
+        hook,
+        kind: error.kind.as_str(),
+        limit: error.limit.clone(),
+        message: error.message.clone(),
     }
 }
 
@@ -262,6 +312,15 @@ fn classify(error: &wasmtime::Error, loaded: &Loaded, trace: &Trace) -> Failure 
             format!("{} in one call between plugin and service", show_size(limits.transfer)),
         );
     }
+    for (what, limit) in [
+        ("instance", format!("{} core instances", limits.instances)),
+        ("memory", format!("{} core memories", limits.memories)),
+        ("table", format!("{} core tables", limits.memories)),
+    ] {
+        if whole.contains(&format!("{what} count too high")) {
+            return Failure::limited(FailureKind::Resources, limit);
+        }
+    }
     if whole.contains("resource limit exceeded") || whole.contains("handle") && whole.contains("limit") {
         let limit = text::clean(&error.root_cause().to_string(), 200);
         return Failure::limited(FailureKind::Resources, limit);
@@ -296,4 +355,68 @@ fn last_words(loaded: &Loaded, trace: &Trace) -> String {
         .iter()
         .rfind(|line| line.source == "stderr" && !line.text.is_empty())
         .map_or_else(String::new, |line| format!(": {}", line.text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::Policy;
+    use crate::limits::Limits;
+    use crate::plugin::{Hooks, Inner, Terms, Timeouts};
+    use crate::runtime::Runtime;
+    use crate::tls::Tls;
+    use crate::view::{Mode, OnError};
+
+    fn plugin() -> Plugin {
+        let runtime = Arc::new(Runtime::start(Limits::default(), Tls::new(None).unwrap()).unwrap());
+        let terms = Terms {
+            name: "p".into(),
+            version: "1".into(),
+            sha256: String::new(),
+            hooks: vec![Hook::Validate],
+            order: 0,
+            stages: Vec::new(),
+            profiles: None,
+            mode: Mode::Enforce,
+            on_error: OnError::Reject,
+        };
+        let policy = Policy {
+            plugin: "p".into(),
+            hosts: Vec::new(),
+            allow_private: Vec::new(),
+            limits: runtime.limits.clone(),
+            secrets: Arc::default(),
+            tls: runtime.tls.clone(),
+        };
+        let loaded = Loaded {
+            hooks: Hooks::default(),
+            timeout: Timeouts::new(&runtime.limits, None),
+            memory: 1 << 20,
+            settings: "{}".into(),
+            secrets: Arc::default(),
+            policy: Arc::new(policy),
+            read: Vec::new(),
+            env: Vec::new(),
+            places: Arc::new(Semaphore::new(1)),
+            runtime,
+        };
+        Plugin(Arc::new(Inner { terms, stats: Arc::default(), body: Body::Loaded(Box::new(loaded)) }))
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_hosts_own_code_fails_one_call_and_no_other() {
+        let plugin = plugin();
+        let limit = Duration::from_secs(60);
+        for _ in 0..3 {
+            let mut call = Call::begin(&plugin, Hook::Validate, "job", false);
+            let result: Result<(), _> = call.run(limit, |_| async { panic!("a bug of the host's") }.boxed()).await;
+            let error = call.end(result).result.unwrap_err();
+            assert_eq!((error.kind, error.plugin.as_str()), (FailureKind::HostPanic, "p"));
+            // The one place of the plugin is free again.
+            let mut call = Call::begin(&plugin, Hook::Validate, "job", false);
+            let result = call.run(limit, |_| async { Ok(7) }.boxed()).await;
+            assert_eq!(call.end(result).result, Ok(7));
+        }
+        assert_eq!((plugin.0.stats.calls(), plugin.0.stats.failures()), (6, 3));
+    }
 }

@@ -19,7 +19,8 @@ use hyper::body::Incoming;
 use std::error::Error as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -126,6 +127,7 @@ impl WasiHttpHooks for Egress {
         options: Option<RequestOptions>,
         _request_done: Done,
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Done), Error>> + Send> {
+        self.trace.requests.fetch_add(1, Ordering::Relaxed);
         let shown = shown_url(request.uri(), &self.policy.secrets);
         let refuse = Refusals {
             plugin: self.policy.plugin.clone(),
@@ -156,8 +158,7 @@ struct Refusals {
 impl Refusals {
     fn denied(&self, why: &str) -> Error {
         tracing::warn!(plugin = self.plugin, method = %self.method, url = self.url, why, "refused a plugin's request");
-        *self.trace.denied.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(format!("{} {}: {why}", self.method, self.url));
+        self.trace.deny(format!("{} {}: {why}", self.method, self.url));
         Error::HttpRequestDenied
     }
 }
@@ -230,29 +231,38 @@ fn shorter(asked: Option<Duration>, limit: Duration) -> Duration {
     asked.map_or(limit, |asked| asked.min(limit))
 }
 
-/// The second gate: the name's addresses that may be reached. Literal addresses come this way too.
+/// The addresses that the target's name has right now and that may be reached. Literal addresses come this way too.
 async fn permitted_addresses(policy: &Policy, refuse: &Refusals, target: &Target) -> Result<Vec<SocketAddr>, Error> {
     let found = tokio::net::lookup_host((target.host.as_str(), target.port))
         .await
         .map_err(|error| Error::DnsError { rcode: Some(text::clean(&error.to_string(), 200)), info_code: None })?;
+    permitted(&policy.allow_private, found).map_err(|kept_back| match kept_back {
+        Some(why) => refuse.denied(&why),
+        None => Error::DestinationNotFound,
+    })
+}
+
+/// The second gate: of the addresses that were found, those that may be reached. When there are none, why the last one
+/// may not.
+fn permitted(
+    allow_private: &[Network],
+    found: impl Iterator<Item = SocketAddr>,
+) -> Result<Vec<SocketAddr>, Option<String>> {
     let mut permitted = Vec::new();
     let mut refused = None;
     for found in found {
         match address::not_public(found.ip()) {
-            Some(kind) if !policy.allow_private.iter().any(|network| network.contains(found.ip())) => {
+            Some(kind) if !allow_private.iter().any(|network| network.contains(found.ip())) => {
                 refused = Some((found.ip(), kind));
             }
             _ => permitted.push(found),
         }
     }
-    match refused {
-        Some((ip, kind)) if permitted.is_empty() => {
-            let why = format!("its address {ip} is {kind}; the manifest can allow it: allow_private = [\"{ip}\"]");
-            Err(refuse.denied(&why))
-        }
-        _ if permitted.is_empty() => Err(Error::DestinationNotFound),
-        _ => Ok(permitted),
+    if !permitted.is_empty() {
+        return Ok(permitted);
     }
+    Err(refused
+        .map(|(ip, kind)| format!("its address {ip} is {kind}; the manifest can allow it: allow_private = [\"{ip}\"]")))
 }
 
 async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, Error> {

@@ -44,11 +44,20 @@ pub enum FolderError {
 ///
 /// # Errors
 /// With the command that mends it.
-pub fn trusted(path: &Path) -> Result<(), FolderError> {
-    let io = |source| FolderError::Io { path: path.to_owned(), source };
+pub fn made(path: &Path) -> Result<(), FolderError> {
     if !path.exists() {
+        let io = |source| FolderError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
     }
+    trusted(path)
+}
+
+/// Checks that nobody else can change what lies in the folder.
+///
+/// # Errors
+/// With the command that mends it.
+pub fn trusted(path: &Path) -> Result<(), FolderError> {
+    let io = |source| FolderError::Io { path: path.to_owned(), source };
     let data = std::fs::metadata(path).map_err(io)?;
     if !data.is_dir() {
         return Err(FolderError::NotAFolder(path.to_owned()));
@@ -67,7 +76,7 @@ pub fn trusted(path: &Path) -> Result<(), FolderError> {
 /// # Errors
 /// With the command that mends it.
 pub fn private(path: &Path) -> Result<(), FolderError> {
-    trusted(path)?;
+    made(path)?;
     let io = |source| FolderError::Io { path: path.to_owned(), source };
     let data = std::fs::metadata(path).map_err(io)?;
     if data.uid() != geteuid().as_raw() {

@@ -10,6 +10,7 @@ use crate::plugin::Plugin;
 use crate::registry::{Entry, Registry};
 use crate::remembered::Remembered;
 use crate::runtime::{Runtime, RuntimeError};
+use crate::stats::PluginMetrics;
 use crate::status::PluginStatus;
 use crate::tls::{CaFileError, Tls};
 use crate::view::{Hook, Stage};
@@ -31,7 +32,7 @@ pub struct Bundled {
 /// What the host is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where components and manifests are dropped. Made if missing.
+    /// Where components and manifests are dropped. Made if missing; [`open`] does without.
     pub plugins_dir: PathBuf,
     /// Compiled code and the set in force. Made if missing; only the service's user may enter it.
     pub cache_dir: PathBuf,
@@ -87,7 +88,6 @@ pub struct PluginHost(Arc<Running>);
 struct Running {
     registry: Arc<Registry>,
     loader: JoinHandle<()>,
-    _watch: FolderWatch,
 }
 
 impl Drop for Running {
@@ -103,14 +103,20 @@ impl PluginHost {
     /// When the host cannot work at all. A broken plugin is no such error.
     pub async fn start(options: Options) -> Result<PluginHost, StartError> {
         let folder = options.plugins_dir.clone();
+        tokio::task::spawn_blocking({
+            let folder = folder.clone();
+            move || folder::made(&folder)
+        })
+        .await
+        .map_err(|error| RuntimeError::Engine(error.to_string()))??;
         let (ingredients, remembered) = prepare(options).await?;
         let changed = Arc::new(Notify::new());
         let watching = FolderWatch::begin(&folder, changed.clone())
             .map_err(|source| StartError::Watch { folder: folder.clone(), source })?;
         let registry = Arc::new(Registry::new());
-        let loader = Loader::new(folder, ingredients, registry.clone(), remembered);
+        let loader = Loader::new(folder, ingredients, registry.clone(), remembered, watching);
         let loader = tokio::spawn(loader.run(changed));
-        Ok(PluginHost(Arc::new(Running { registry, loader, _watch: watching })))
+        Ok(PluginHost(Arc::new(Running { registry, loader })))
     }
 
     /// Waits for the first scan: after it everything that lay in the folder is in force or has its error.
@@ -123,6 +129,11 @@ impl PluginHost {
     /// Every plugin of the folder, by name.
     pub fn plugins(&self) -> Vec<PluginStatus> {
         self.0.registry.entries().iter().map(Entry::status).collect()
+    }
+
+    /// The numbers of every plugin of the folder, by name, for a metrics page.
+    pub fn metrics(&self) -> Vec<PluginMetrics> {
+        self.0.registry.entries().iter().map(Entry::metrics).collect()
     }
 
     /// The plugins to call, by `order`, then name. `stage` counts for validators; `profile` is the job's. A plugin that
@@ -160,21 +171,25 @@ impl PluginHost {
     }
 }
 
-/// Loads one component outside the folder, through the same code path and under the same limits: for `taxiway plugin
-/// check` and `test`. Nothing is put in force.
+/// Loads one plugin outside the folder, through the same code path and under the same limits: for `taxiway plugin check`
+/// and `test`. `file` is its component, or its manifest, which then stands beside the component or names it. The manifest
+/// beside a component counts, as in the folder, unless `manifest` is another. Nothing is put in force.
 ///
 /// # Errors
 /// When it does not load; [`LoadError::advice`] says what to do.
-pub async fn open(
-    options: Options,
-    component: &Path,
-    manifest: Option<&Path>,
-) -> Result<(Plugin, PluginStatus), OpenError> {
+pub async fn open(options: Options, file: &Path, manifest: Option<&Path>) -> Result<(Plugin, PluginStatus), OpenError> {
     let (ingredients, _) = prepare(options).await?;
     let limits = &ingredients.runtime.limits;
+    let is_manifest = file.extension().is_some_and(|extension| extension == "toml");
+    let beside = file.with_extension("toml");
+    let manifest_file = match manifest {
+        Some(manifest) => Some(manifest),
+        None if is_manifest => Some(file),
+        None => beside.exists().then_some(beside.as_path()),
+    };
     let stem = |path: &Path| path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-    let name = stem(manifest.unwrap_or(component));
-    let manifest = match manifest {
+    let name = stem(manifest_file.unwrap_or(file));
+    let manifest = match manifest_file {
         None => Manifest::default(),
         Some(path) => {
             let text = folder::read(path, limits.manifest).map_err(LoadError::from)?;
@@ -182,20 +197,21 @@ pub async fn open(
                 .map_err(|source| LoadError::Manifest { file: name.clone(), source })?
         }
     };
-    let origin = match &manifest.bundled {
-        Some(bundled) => Origin::Bundled(bundled.clone()),
-        None => Origin::File(component.to_owned()),
+    let origin = match (&manifest.bundled, &manifest.component) {
+        (Some(bundled), _) => Origin::Bundled(bundled.clone()),
+        (None, Some(component)) if is_manifest => Origin::File(file.with_file_name(&component.0)),
+        (None, None) if is_manifest => Origin::File(file.with_extension("wasm")),
+        (None, _) => Origin::File(file.to_owned()),
     };
     let kept = Places::new(&ingredients.runtime);
-    let new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::default()).await?;
+    let new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::new(|| ())).await?;
     let entry = Entry {
         name,
         manifest: Arc::new(manifest),
         in_force: Some(new.plugin.clone()),
-        grants: new.grants,
-        summary: new.summary,
-        warnings: new.warnings,
+        facts: new.facts,
         error: None,
+        folder_error: None,
         loading: None,
         kept,
     };
@@ -204,7 +220,6 @@ pub async fn open(
 
 async fn prepare(options: Options) -> Result<(Ingredients, Remembered), StartError> {
     let prepared = tokio::task::spawn_blocking(move || -> Result<_, StartError> {
-        folder::trusted(&options.plugins_dir)?;
         let tls = Tls::new(options.ca_file.as_deref())?;
         let runtime = Runtime::start(options.limits, tls)?;
         let cache = Cache::open(&options.cache_dir, &options.compiler, runtime.engine.clone(), runtime.limits.clone())?;

@@ -64,6 +64,7 @@ pub use load::LoadError;
 pub use manifest::{Manifest, ManifestError};
 pub use plugin::Plugin;
 pub use runtime::RuntimeError;
+pub use stats::{HookMetrics, LastFailure, PluginMetrics};
 pub use status::{PluginError, PluginState, PluginStatus};
 pub use tls::CaFileError;
 pub use view::{

@@ -8,6 +8,7 @@ use crate::plugin::{Body, Inner, Plugin, Terms};
 use crate::registry::{Entry, Registry};
 use crate::remembered::Remembered;
 use crate::status::PluginError;
+use crate::watch::FolderWatch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,11 +68,18 @@ pub(crate) struct Loader {
     /// Manifests that were read, by their stamps.
     manifests: BTreeMap<String, (Stamp, ReadManifest)>,
     loads: JoinSet<Loaded>,
+    watch: FolderWatch,
     scanned: bool,
 }
 
 impl Loader {
-    pub fn new(folder: PathBuf, ingredients: Ingredients, registry: Arc<Registry>, remembered: Remembered) -> Loader {
+    pub fn new(
+        folder: PathBuf,
+        ingredients: Ingredients,
+        registry: Arc<Registry>,
+        remembered: Remembered,
+        watch: FolderWatch,
+    ) -> Loader {
         Loader {
             folder,
             ingredients,
@@ -80,6 +88,7 @@ impl Loader {
             known: BTreeMap::new(),
             manifests: BTreeMap::new(),
             loads: JoinSet::new(),
+            watch,
             scanned: false,
         }
     }
@@ -120,24 +129,24 @@ impl Loader {
 
     /// Looks at the whole folder, and starts what has changed.
     async fn scan(&mut self) {
+        if let Err(error) = self.watch.follow() {
+            tracing::error!(%error, "cannot watch the plugins folder any more: changes in it are not seen; raise fs.inotify.max_user_watches and restart");
+        }
         let folder = self.folder.clone();
         let listed = tokio::task::spawn_blocking(move || {
             folder::trusted(&folder).map_err(|error| error.to_string())?;
             folder::list(&folder).map_err(|error| format!("cannot read {}: {error}", folder.display()))
         })
         .await;
-        self.scanned = true;
-        let listing = match listed {
-            Ok(Ok(listing)) => listing,
-            Ok(Err(error)) => {
-                tracing::error!(error, "the plugins folder cannot be used; what is in force stays");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "looking at the plugins folder failed; what is in force stays");
-                return;
-            }
+        let first = !std::mem::replace(&mut self.scanned, true);
+        let listing = match listed.unwrap_or_else(|error| Err(format!("looking at the plugins folder failed: {error}")))
+        {
+            Ok(listing) => listing,
+            Err(error) => return self.cannot_scan(error, first).await,
         };
+        for known in self.known.values_mut() {
+            known.entry.folder_error = None;
+        }
         self.read_manifests(&listing).await;
         let wanted = self.wanted(&listing);
         self.known.retain(|name, known| {
@@ -152,6 +161,26 @@ impl Loader {
         });
         for (name, wanted) in wanted {
             self.want(name, wanted);
+        }
+        self.publish().await;
+    }
+
+    /// Says that the folder cannot be used. What is in force stays, and what was in force when the service ended fails in
+    /// every call: it may not be passed by because its folder is missing.
+    async fn cannot_scan(&mut self, error: String, first: bool) {
+        tracing::error!(error, "the plugins folder cannot be used; what is in force stays");
+        if first {
+            let kept = || Places::new(&self.ingredients.runtime);
+            for name in self.remembered.names() {
+                let entry = new_entry(&name, kept());
+                let known = self.known.entry(name).or_insert(Known { entry, tried: None, load: None });
+                broken(known, &error, &self.remembered);
+            }
+        }
+        let advice = "Put the folder back, for the service's user alone; it is looked at again at once.".to_owned();
+        let error = PluginError { message: error, advice };
+        for known in self.known.values_mut() {
+            known.entry.folder_error = Some(error.clone());
         }
         self.publish().await;
     }
@@ -242,7 +271,8 @@ impl Loader {
             known.entry = Entry { manifest, error: Some(PluginError { message, advice }), ..fresh };
             return;
         };
-        let loading = Arc::new(Loading::default());
+        let registry = self.registry.clone();
+        let loading = Arc::new(Loading::new(move || registry.touch()));
         known.entry.loading = Some(loading.clone());
         let (ingredients, kept) = (self.ingredients.clone(), known.entry.kept.clone());
         known.load = Some(self.loads.spawn(async move {
@@ -262,16 +292,22 @@ impl Loader {
         known.load = None;
         match loaded.result {
             Ok(new) => {
-                let plugin = &new.plugin;
-                tracing::info!(plugin = plugin.name(), version = plugin.version(), sha256 = plugin.sha256(), hooks = ?plugin.hooks(), "plugin in force");
-                for warning in &new.warnings {
+                let (plugin, facts) = (&new.plugin, &new.facts);
+                tracing::info!(
+                    plugin = plugin.name(),
+                    version = plugin.version(),
+                    sha256 = plugin.sha256(),
+                    hooks = ?plugin.hooks(),
+                    load_ms = facts.load.as_millis(),
+                    compile_ms = facts.compile.map(|took| took.as_millis()),
+                    "plugin in force"
+                );
+                for warning in &facts.warnings {
                     tracing::warn!(plugin = plugin.name(), "{warning}");
                 }
                 known.entry = Entry {
                     in_force: Some(new.plugin),
-                    grants: new.grants,
-                    summary: new.summary,
-                    warnings: new.warnings,
+                    facts: new.facts,
                     error: None,
                     loading: None,
                     ..known.entry.clone()
@@ -328,10 +364,9 @@ fn new_entry(name: &str, kept: Places) -> Entry {
         name: name.to_owned(),
         manifest: Arc::new(Manifest::default()),
         in_force: None,
-        grants: Default::default(),
-        summary: String::new(),
-        warnings: Vec::new(),
+        facts: Default::default(),
         error: None,
+        folder_error: None,
         loading: None,
         kept,
     }
@@ -339,19 +374,24 @@ fn new_entry(name: &str, kept: Places) -> Entry {
 
 /// Shows the error. What is in force stays; what was in force before a restart fails from now on in every call.
 fn fail(known: &mut Known, error: &LoadError, remembered: &Remembered) {
-    let entry = &mut known.entry;
     let (message, advice) = (error.to_string(), error.advice());
     tracing::error!(
-        plugin = entry.name,
-        in_force = entry.in_force.is_some(),
+        plugin = known.entry.name,
+        in_force = known.entry.in_force.is_some(),
         "plugin does not load: {message}. {advice}"
     );
+    broken(known, &message, remembered);
+    known.entry.error = Some(PluginError { message, advice });
+}
+
+/// If the plugin was in force when the service ended and has not been loaded since, its calls fail from now on.
+fn broken(known: &mut Known, message: &str, remembered: &Remembered) {
+    let entry = &mut known.entry;
     let never_in_force = entry.in_force.as_ref().is_none_or(|plugin| !plugin.is_loaded());
     if never_in_force && let Some(terms) = remembered.get(&entry.name) {
-        let body = Body::Broken(message.clone());
+        let body = Body::Broken(message.to_owned());
         entry.in_force = Some(Plugin(Arc::new(Inner { terms: terms.clone(), stats: entry.kept.stats.clone(), body })));
     }
-    entry.error = Some(PluginError { message, advice });
 }
 
 fn read_manifest(path: &Path, file: String, limit: u64) -> Result<Manifest, LoadError> {

@@ -125,6 +125,11 @@ impl Plugin {
         self.0.terms.order
     }
 
+    /// The profiles whose jobs it sees; none: all.
+    pub fn profiles(&self) -> Option<&[String]> {
+        self.0.terms.profiles.as_deref()
+    }
+
     /// The hooks that it has.
     pub fn hooks(&self) -> &[Hook] {
         &self.0.terms.hooks
@@ -132,7 +137,14 @@ impl Plugin {
 
     /// False when it was in force and cannot be loaded any more: then every call fails.
     pub fn is_loaded(&self) -> bool {
-        matches!(self.0.body, Body::Loaded(_))
+        self.loaded().is_some()
+    }
+
+    pub(crate) fn loaded(&self) -> Option<&Loaded> {
+        match &self.0.body {
+            Body::Loaded(loaded) => Some(loaded),
+            Body::Broken(_) => None,
+        }
     }
 
     /// Whether it is called for this hook, at this stage, for jobs of this profile. The stage counts for validators

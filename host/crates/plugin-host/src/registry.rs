@@ -1,11 +1,10 @@
 //! What is in force right now. Written by the loader alone, read by everybody, never held over a call.
 
-use crate::grant::Grants;
-use crate::load::{Loading, Places};
+use crate::load::{Facts, Loading, Places};
 use crate::manifest::Manifest;
 use crate::plugin::Plugin;
+use crate::stats::PluginMetrics;
 use crate::status::{PluginError, PluginState, PluginStatus};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 
@@ -17,10 +16,11 @@ pub(crate) struct Entry {
     pub manifest: Arc<Manifest>,
     /// What is called, if anything.
     pub in_force: Option<Plugin>,
-    pub grants: Grants,
-    pub summary: String,
-    pub warnings: Vec<String>,
+    /// Of the version in force.
+    pub facts: Facts,
     pub error: Option<PluginError>,
+    /// Why the folder itself cannot be used right now.
+    pub folder_error: Option<PluginError>,
     /// The load that is under way.
     pub loading: Option<Arc<Loading>>,
     pub kept: Places,
@@ -53,6 +53,11 @@ impl Registry {
         self.statuses.send_modify(|count| *count += 1);
     }
 
+    /// Something that is shown of an entry has changed without a new entry.
+    pub fn touch(&self) {
+        self.statuses.send_modify(|count| *count += 1);
+    }
+
     /// The first scan is done, and everything that it found is in force or has its error.
     pub fn settle(&self) {
         self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
@@ -76,34 +81,52 @@ impl Registry {
 }
 
 impl Entry {
-    pub fn status(&self) -> PluginStatus {
-        let terms = self.in_force.as_ref().map(|plugin| &plugin.0.terms);
+    pub fn state(&self) -> PluginState {
         let runs = self.in_force.as_ref().is_some_and(Plugin::is_loaded);
-        let state = match &self.loading {
-            Some(loading) if loading.compiling.load(Ordering::Relaxed) => PluginState::Compiling,
+        match &self.loading {
+            Some(loading) if loading.is_compiling() => PluginState::Compiling,
             Some(_) if !runs => PluginState::Loading,
             _ if runs => PluginState::InForce,
-            _ if self.error.is_some() => PluginState::Failed,
+            _ if self.error.is_some() || self.in_force.is_some() => PluginState::Failed,
             _ => PluginState::Disabled,
-        };
-        let stats = &self.kept.stats;
+        }
+    }
+
+    pub fn metrics(&self) -> PluginMetrics {
+        self.kept.stats.metrics(&self.name, self.state())
+    }
+
+    pub fn status(&self) -> PluginStatus {
+        let terms = self.in_force.as_ref().map(|plugin| &plugin.0.terms);
+        let loaded = self.in_force.as_ref().and_then(Plugin::loaded);
+        let (manifest, facts, stats) = (&self.manifest, &self.facts, &self.kept.stats);
+        let bundled = manifest.bundled.clone();
+        let file = || manifest.component.as_ref().map_or_else(|| format!("{}.wasm", self.name), |file| file.0.clone());
         PluginStatus {
             name: self.name.clone(),
-            state,
+            component: bundled.is_none().then(file),
+            bundled,
+            state: self.state(),
             hooks: terms.map_or_else(Vec::new, |terms| terms.hooks.clone()),
             version: terms.map(|terms| terms.version.clone()),
             sha256: terms.map(|terms| terms.sha256.clone()),
-            summary: self.summary.clone(),
-            grants: self.grants.clone(),
-            mode: terms.map_or(self.manifest.mode, |terms| terms.mode),
-            order: terms.map_or(self.manifest.order, |terms| terms.order),
-            stages: terms.map_or_else(|| self.manifest.stages.clone(), |terms| terms.stages.clone()),
-            profiles: terms.map_or_else(|| self.manifest.profiles.clone(), |terms| terms.profiles.clone()),
-            on_error: terms.map_or(self.manifest.on_error, |terms| terms.on_error),
-            error: self.error.clone(),
-            warnings: self.warnings.clone(),
+            summary: facts.summary.clone(),
+            grants: facts.grants.clone(),
+            mode: terms.map_or(manifest.mode, |terms| terms.mode),
+            order: terms.map_or(manifest.order, |terms| terms.order),
+            stages: terms.map_or_else(|| manifest.stages.clone(), |terms| terms.stages.clone()),
+            profiles: terms.map_or_else(|| manifest.profiles.clone(), |terms| terms.profiles.clone()),
+            on_error: terms.map_or(manifest.on_error, |terms| terms.on_error),
+            timeout_seconds: loaded.map(|loaded| loaded.timeout.answer.as_secs_f64()),
+            memory_bytes: loaded.map(|loaded| loaded.memory),
+            settings_schema: facts.settings_schema.clone(),
+            load_seconds: loaded.map(|_| facts.load.as_secs_f64()),
+            compile_seconds: loaded.and(facts.compile).map(|took| took.as_secs_f64()),
+            error: self.error.clone().or_else(|| self.folder_error.clone()),
+            warnings: facts.warnings.clone(),
             calls: stats.calls(),
             failures: stats.failures(),
+            last_failure: stats.last_failure(),
             seconds: stats.seconds(),
             p50_seconds: stats.percentile(0.5),
             p99_seconds: stats.percentile(0.99),

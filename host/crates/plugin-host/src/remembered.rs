@@ -48,6 +48,11 @@ impl Remembered {
         self.terms.get(name)
     }
 
+    /// The names of all that were in force.
+    pub fn names(&self) -> Vec<String> {
+        self.terms.keys().cloned().collect()
+    }
+
     /// Whether this is what the file holds.
     pub fn is(&self, terms: &BTreeMap<String, Terms>) -> bool {
         self.terms == *terms

@@ -24,8 +24,12 @@ pub struct Trace {
     pub out_of_tables: AtomicBool,
     /// The guest computes for longer than a moment: it belongs on the lane.
     pub busy: AtomicBool,
+    /// HTTP requests that the guest asked for.
+    pub requests: AtomicU64,
+    /// Those of them that the host refused.
+    pub refused_requests: AtomicU64,
     /// The last request that the host refused, safe to show.
-    pub denied: Mutex<Option<String>>,
+    denied: Mutex<Option<String>>,
 }
 
 impl Trace {
@@ -36,8 +40,16 @@ impl Trace {
             out_of_memory: AtomicBool::new(false),
             out_of_tables: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            refused_requests: AtomicU64::new(0),
             denied: Mutex::new(None),
         }
+    }
+
+    /// Keeps that the host refused a request; `what` is safe to show.
+    pub fn deny(&self, what: String) {
+        self.refused_requests.fetch_add(1, Ordering::Relaxed);
+        *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
     }
 
     /// The last request that the host refused.

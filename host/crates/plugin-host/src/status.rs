@@ -1,8 +1,10 @@
 //! What `GET /api/v1/plugins`, `taxiway plugin list` and the dashboard show of a plugin.
 
 use crate::grant::Grants;
+use crate::stats::LastFailure;
 use crate::view::{Hook, Mode, OnError, Stage};
 use serde::Serialize;
+use serde_json::Value;
 
 /// Where a plugin stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -34,6 +36,10 @@ pub struct PluginError {
 pub struct PluginStatus {
     /// The name of its manifest, or else of its file.
     pub name: String,
+    /// The file of its component; none when it is a bundled one.
+    pub component: Option<String>,
+    /// The bundled component that it is.
+    pub bundled: Option<String>,
     /// Where it stands.
     pub state: PluginState,
     /// The hooks of the version in force.
@@ -56,6 +62,16 @@ pub struct PluginStatus {
     pub profiles: Option<Vec<String>>,
     /// What its failure means for the job.
     pub on_error: OnError,
+    /// Wall-clock seconds of a `validate` or `rewrite` call; none while nothing is loaded.
+    pub timeout_seconds: Option<f64>,
+    /// Bytes of linear memory of a call; none while nothing is loaded.
+    pub memory_bytes: Option<u64>,
+    /// JSON Schema of its settings, by its author.
+    pub settings_schema: Option<Value>,
+    /// Seconds it took to read, check and compile the version in force and to ask it who it is.
+    pub load_seconds: Option<f64>,
+    /// Seconds of these that compiling took; none when the code came from the cache.
+    pub compile_seconds: Option<f64>,
     /// Why the newest version is not in force.
     pub error: Option<PluginError>,
     /// What its metadata finds odd in its settings.
@@ -64,6 +80,8 @@ pub struct PluginStatus {
     pub calls: u64,
     /// Those that failed.
     pub failures: u64,
+    /// The last one that failed.
+    pub last_failure: Option<LastFailure>,
     /// The time of all calls together, in seconds.
     pub seconds: f64,
     /// The time in seconds that half of the calls took at most; none before the first.

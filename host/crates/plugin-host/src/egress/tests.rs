@@ -132,6 +132,23 @@ async fn a_name_or_address_that_points_inside_is_refused() {
     assert!(requests.try_recv().is_err());
 }
 
+#[test]
+fn of_a_names_addresses_only_public_and_allowed_ones_are_used() {
+    let found = |addresses: &[&str]| -> Vec<SocketAddr> {
+        addresses.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 443)).collect()
+    };
+    let private: Vec<Network> = vec!["10.1.0.0/16".parse().unwrap()];
+    let through = |addresses: &[&str]| permitted(&private, found(addresses).into_iter());
+    // What a DNS server may answer for the name of a granted host.
+    for inside in ["127.0.0.1", "169.254.169.254", "::1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00::1"] {
+        let why = through(&[inside]).unwrap_err().unwrap();
+        assert!(why.contains("allow_private"), "{inside}: {why}");
+    }
+    assert_eq!(through(&["127.0.0.1", "1.1.1.1", "169.254.169.254"]), Ok(found(&["1.1.1.1"])));
+    assert_eq!(through(&["10.1.2.3", "10.2.2.3"]), Ok(found(&["10.1.2.3"])));
+    assert_eq!(through(&[]), Err(None));
+}
+
 #[tokio::test]
 async fn a_redirect_is_handed_to_the_guest_and_its_target_meets_the_gates() {
     let (port, _requests) = server(
@@ -204,6 +221,36 @@ async fn an_answer_that_never_comes_is_given_up() {
     let grant = Grant { limits, ..Grant::of(&hosts, &["127.0.0.1"]) };
     let got = grant.ask("GET", &format!("http://127.0.0.1:{port}/")).await;
     assert!(matches!(got, Err(Error::ConnectionReadTimeout)), "{got:?}");
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_comes_is_given_up_at_the_time_to_connect() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hosts = [format!("https://127.0.0.1:{port}")];
+    let limits = Limits { http_connect_timeout: Duration::from_millis(50), ..Limits::default() };
+    let grant = Grant { limits, ..Grant::of(&hosts, &["127.0.0.1"]) };
+    let got = grant.ask("GET", &format!("https://127.0.0.1:{port}/")).await;
+    assert!(matches!(got, Err(Error::ConnectionTimeout)), "{got:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_drips_for_ever_ends_at_the_time_of_the_whole_request() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+        // Until the other side has had enough.
+        while stream.write_all(b".").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let hosts = [format!("http://127.0.0.1:{port}")];
+    let limits = Limits { http_timeout: Duration::from_millis(200), ..Limits::default() };
+    let grant = Grant { limits, ..Grant::of(&hosts, &["127.0.0.1"]) };
+    let got = grant.ask("GET", &format!("http://127.0.0.1:{port}/")).await;
+    assert!(matches!(got, Err(Error::HttpResponseTimeout)), "{got:?}");
 }
 
 #[test]

@@ -7,15 +7,26 @@ use crate::plugin::Plugin;
 use crate::text;
 use crate::view::CallError;
 use futures_util::FutureExt;
+use serde_json::Value;
 
 /// What a plugin says of itself, made safe to show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Description {
     pub version: String,
     pub summary: String,
+    /// JSON Schema of its settings; what is no JSON object counts as none.
+    pub settings_schema: Option<Value>,
     /// What is wrong with the settings, one sentence each; the first list keeps the plugin from loading.
     pub setting_errors: Vec<String>,
     pub setting_warnings: Vec<String>,
+}
+
+/// The longest schema that is shown, in bytes: it is part of every list of plugins.
+const SCHEMA_LIMIT: usize = 16 << 10;
+
+fn settings_schema(text: &str) -> Option<Value> {
+    let text = Some(text).filter(|text| text.len() <= SCHEMA_LIMIT)?;
+    serde_json::from_str(text).ok().filter(Value::is_object)
 }
 
 impl Plugin {
@@ -46,6 +57,7 @@ impl Plugin {
         let mut described = Description {
             version: safe(&description.version, 64),
             summary: safe(&description.summary, 300),
+            settings_schema: settings_schema(&loaded.secrets.redact(&description.settings_schema)),
             ..Description::default()
         };
         // As many as a person reads.

@@ -12,10 +12,12 @@ use crate::plugin::{Body, Inner, Loaded, Plugin, Terms, Timeouts};
 use crate::runtime::Runtime;
 use crate::secret::Secrets;
 use crate::stats::Stats;
+use serde_json::Value;
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 
@@ -55,17 +57,43 @@ impl Places {
 }
 
 /// A load under way, as others see it.
-#[derive(Debug, Default)]
 pub(crate) struct Loading {
-    pub compiling: AtomicBool,
+    compiling: AtomicBool,
+    changed: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Loading {
+    /// A load that calls `changed` whenever it begins or ends to compile.
+    pub fn new(changed: impl Fn() + Send + Sync + 'static) -> Loading {
+        Loading { compiling: AtomicBool::new(false), changed: Box::new(changed) }
+    }
+
+    pub fn is_compiling(&self) -> bool {
+        self.compiling.load(Ordering::Relaxed)
+    }
+
+    fn compiles(&self, compiling: bool) {
+        self.compiling.store(compiling, Ordering::Relaxed);
+        (self.changed)();
+    }
 }
 
 /// A plugin that is ready to be put in force.
 pub(crate) struct NewPlugin {
     pub plugin: Plugin,
+    pub facts: Facts,
+}
+
+/// What is shown of a loaded plugin beside its terms.
+#[derive(Clone, Default)]
+pub(crate) struct Facts {
     pub grants: Grants,
     pub summary: String,
+    pub settings_schema: Option<Value>,
     pub warnings: Vec<String>,
+    pub load: Duration,
+    /// None when the code came from the cache.
+    pub compile: Option<Duration>,
 }
 
 /// Loads one plugin, up to and including its `metadata`.
@@ -77,6 +105,7 @@ pub(crate) async fn load(
     kept: &Places,
     loading: &Loading,
 ) -> Result<NewPlugin, LoadError> {
+    let begun = Instant::now();
     let runtime = &ingredients.runtime;
     let sha256 = {
         let _one_of_few = ingredients.reading.acquire().await.map_err(|error| LoadError::Inside(error.to_string()))?;
@@ -89,8 +118,8 @@ pub(crate) async fn load(
     {
         return Err(LoadError::Digest { found: sha256, wanted: pin.0.clone() });
     }
-    let compiled = match ingredients.cache.find(&sha256).await {
-        Some(found) => found,
+    let (compiled, compile) = match ingredients.cache.find(&sha256).await {
+        Some(found) => (found, None),
         None => compile(ingredients, origin, &sha256, loading).await?,
     };
     let linked = {
@@ -162,7 +191,15 @@ pub(crate) async fn load(
         terms.version = description.version;
     }
     let plugin = Plugin(Arc::new(Inner { terms, stats: kept.stats.clone(), body: Body::Loaded(Box::new(loaded())) }));
-    Ok(NewPlugin { plugin, grants, summary: description.summary, warnings: description.setting_warnings })
+    let facts = Facts {
+        grants,
+        summary: description.summary,
+        settings_schema: description.settings_schema,
+        warnings: description.setting_warnings,
+        load: begun.elapsed(),
+        compile,
+    };
+    Ok(NewPlugin { plugin, facts })
 }
 
 /// Compiles the component when its turn has come. It is read again for that: many may wait, and each is up to 64 MiB.
@@ -171,19 +208,20 @@ async fn compile(
     origin: &Origin,
     sha256: &str,
     loading: &Loading,
-) -> Result<Component, LoadError> {
+) -> Result<(Component, Option<Duration>), LoadError> {
     let turn = ingredients.cache.turn().await;
     if let Some(found) = ingredients.cache.find(sha256).await {
-        return Ok(found);
+        return Ok((found, None));
     }
-    loading.compiling.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    loading.compiles(true);
     let (bytes, now) = read(ingredients, origin).await?;
     if now != sha256 {
         return Err(LoadError::Changed);
     }
     let compiled = ingredients.cache.compile(&turn, sha256, bytes.into_owned()).await;
-    loading.compiling.store(false, Ordering::Relaxed);
-    Ok(compiled?)
+    loading.compiles(false);
+    Ok((compiled?, Some(begun.elapsed())))
 }
 
 async fn read(ingredients: &Ingredients, origin: &Origin) -> Result<(Cow<'static, [u8]>, String), LoadError> {

@@ -29,7 +29,11 @@ async fn a_plugin_is_dropped_in_replaced_broken_and_removed_without_a_restart() 
     let started = Instant::now();
     bench.put("guard.wasm", loud("one"));
     until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
-    println!("active {:?} after it was dropped in, compiling included", started.elapsed());
+    println!(
+        "active {:?} after it was dropped in, of which compiling took {:?} s",
+        started.elapsed(),
+        host.plugins()[0].compile_seconds
+    );
     assert_eq!(verdict(&host).await, "one");
 
     let generation = host.generation();
@@ -155,6 +159,98 @@ async fn a_component_that_takes_too_long_to_compile_is_given_up() {
     let error = bench.host().await.plugins().remove(0).error.unwrap();
     assert!(error.message.contains("longer than 20 ms"), "{error:?}");
     assert!(error.advice.contains("compile_timeout"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_component_that_needs_more_memory_to_compile_than_there_may_be_is_given_up() {
+    let mut bench = Bench::with("large.wasm", slow_to_compile());
+    bench.limits.compile_memory = 256 << 20;
+    let host = bench.host().await;
+    let error = host.plugins().remove(0).error.unwrap();
+    assert!(error.message.contains("the compiler ended with") && error.message.contains("256 MiB"), "{error:?}");
+    assert!(error.advice.contains("compile_memory"), "{error:?}");
+}
+
+#[tokio::test]
+async fn calls_go_on_while_a_function_that_takes_minutes_is_being_compiled() {
+    let bench = Bench::with("good.wasm", harmless());
+    let host = bench.host().await;
+    bench.put("slow.wasm", slow_to_compile());
+    until(&host, "slow", |status| status.is_some_and(|status| status.state == PluginState::Compiling)).await;
+    for _ in 0..100 {
+        validators(&host)[0].validate(&job(), &submission()).await.result.unwrap();
+    }
+    let state = host.plugins().into_iter().find(|status| status.name == "slow").unwrap().state;
+    assert_eq!(state, PluginState::Compiling, "it is still being compiled");
+    // Taken away again, it takes its compiler with it.
+    std::fs::remove_file(bench.path("slow.wasm")).unwrap();
+    until(&host, "slow", |status| status.is_none()).await;
+    bench.put("next.wasm", loud("the next one has its turn"));
+    until(&host, "next", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+}
+
+/// One function with thousands of values that live across thousands of branches: minutes for a register allocator.
+fn slow_to_compile() -> Vec<u8> {
+    const VALUES: usize = 4_000;
+    const BRANCHES: usize = 4_000;
+    let locals = "(local i64)".repeat(VALUES);
+    let branches: String = (0..BRANCHES)
+        .map(|i| {
+            let (a, b, c) = (i % VALUES, (i * 7 + 1) % VALUES, (i * 13 + 5) % VALUES);
+            format!(
+                "(if (i64.eqz (local.get {a})) (then (local.set {b} (i64.add (local.get {b}) (local.get {c})))) (else (local.set {c} (i64.xor (local.get {a}) (local.get {b})))))"
+            )
+        })
+        .collect();
+    let uses: String =
+        (0..VALUES).map(|i| format!("(global.set $sum (i64.add (global.get $sum) (local.get {i})))")).collect();
+    let fields = format!(
+        "(global $sum (mut i64) (i64.const 0)) (func {locals} (loop $again {branches} (br_if $again (i64.eqz (local.get 0)))) {uses})"
+    );
+    Guest::harmless().fields(&fields).build()
+}
+
+#[tokio::test]
+async fn a_folder_that_another_takes_the_place_of_is_watched_on() {
+    let bench = Bench::with("guard.wasm", loud("old"));
+    let host = bench.host().await;
+    let (folder, aside) = (bench.folder.path().to_owned(), bench.cache.path().join("old-folder"));
+    std::fs::rename(&folder, &aside).unwrap();
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    let error = host.plugins().remove(0).error.unwrap();
+    assert!(error.advice.contains("Put the folder back"), "{error:?}");
+    assert_eq!(verdict(&host).await, "old", "a missing folder removes no plugin");
+
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+    until(&host, "guard", |status| status.is_none()).await;
+    bench.put("guard.wasm", loud("new"));
+    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    assert_eq!(verdict(&host).await, "new");
+}
+
+#[tokio::test]
+async fn a_folder_that_others_may_write_meanwhile_keeps_what_is_in_force() {
+    let bench = Bench::with("guard.wasm", loud("mine"));
+    let host = bench.host().await;
+    std::fs::set_permissions(bench.folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    bench.put("guard.wasm", loud("theirs"));
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    assert!(host.plugins()[0].error.as_ref().unwrap().message.contains("chmod go-w"));
+    assert_eq!(verdict(&host).await, "mine");
+}
+
+#[tokio::test]
+async fn what_a_load_took_is_shown() {
+    let bench = Bench::with("guard.wasm", harmless());
+    let host = bench.host().await;
+    let status = host.plugins().remove(0);
+    println!("loaded in {:?} s, of which compiling took {:?} s", status.load_seconds, status.compile_seconds);
+    assert!(status.load_seconds.unwrap() >= status.compile_seconds.unwrap());
+    assert_eq!((status.component.as_deref(), status.bundled), (Some("guard.wasm"), None));
+    assert_eq!((status.timeout_seconds, status.memory_bytes), (Some(0.5), Some(128 << 20)));
+    drop(host);
+    assert_eq!(bench.host().await.plugins()[0].compile_seconds, None, "the code came from the cache");
 }
 
 #[tokio::test]

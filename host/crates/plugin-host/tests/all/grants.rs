@@ -42,6 +42,22 @@ async fn a_component_that_imports_all_of_wasi_loads_without_a_grant_and_finds_no
     assert_eq!(plugin.validate(&job(), &submission()).await.result, Ok(Vec::new()));
 }
 
+/// What real components import, whether they use it or not: of a validator that componentize-py 0.25 made of Python, and
+/// of a rewriter that componentize-js 0.23 made of JavaScript.
+const PYTHON: &str = include_str!("../imports/python.wat");
+const JAVASCRIPT: &str = include_str!("../imports/javascript.wat");
+
+#[tokio::test]
+async fn components_with_the_imports_of_python_and_javascript_load_without_a_grant() {
+    assert!(PYTHON.contains("wasi:sockets/tcp@") && PYTHON.contains("wasi:filesystem/types@"));
+    assert!(JAVASCRIPT.contains("wasi:http/outgoing-handler@"));
+    for imports in [PYTHON, JAVASCRIPT] {
+        let bench = Bench::with("other.wasm", Guest::harmless().importing(imports).build());
+        let (_host, plugin) = bench.plugin().await;
+        assert_eq!(plugin.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+    }
+}
+
 #[tokio::test]
 async fn a_granted_directory_is_there_and_no_other() {
     let guest = Guest::validating(
