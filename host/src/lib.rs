@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod gpu;
 pub mod outbox;
+pub mod plugin_events;
 pub mod queue;
 pub mod service;
 pub mod store;

@@ -17,6 +17,7 @@ use crate::api;
 use crate::config::{DataDir, Settings, Startup};
 use crate::gpu::{self, Inventory};
 use crate::outbox::{self, Outbox};
+use crate::plugin_events;
 use crate::queue::{self, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
 use crate::store::{NewDelivery, Store};
 
@@ -117,6 +118,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         socket = %settings.socket().display(),
         "started"
     );
+    tokio::spawn(plugin_events::tell(plugins.clone(), store.clone(), stop.clone()));
     let service = Arc::new(Service { settings, store, queue, admission, plugins, gpus, started_at: Time::now() });
     let ends = stop.clone();
     tokio::spawn(async move {
@@ -132,7 +134,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
 }
 
 /// The GPUs, found off the runtime: NVML may take seconds to wake a driver.
-async fn inventory(settings: &Settings) -> anyhow::Result<Inventory> {
+pub(crate) async fn inventory(settings: &Settings) -> anyhow::Result<Inventory> {
     let section = &settings.config.gpu;
     let settings = gpu::Settings {
         only: section.use_.clone(),

@@ -192,6 +192,15 @@ pub enum Change {
         /// When.
         at: Time,
     },
+    /// A plugin came into force, failed to, was switched off, or went.
+    Plugin {
+        /// The event's type: `plugin.in_force` …
+        kind: &'static str,
+        /// Its members.
+        data: Map<String, Value>,
+        /// When.
+        at: Time,
+    },
     /// A new access token.
     Token(NewToken),
 }

@@ -334,6 +334,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                 .execute(params![delivery.0.as_bytes(), at.as_millis(), error])?;
             delivery_event(db, told, *at, "delivery.dead", delivery.0, Some(error))
         }
+        Change::Plugin { kind, data, at } => event(db, told, *at, kind, None, data.clone()),
         Change::Token(token) => {
             // The token file is the truth for the token that the first start made: a new file replaces it.
             db.prepare_cached(
