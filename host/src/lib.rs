@@ -14,5 +14,6 @@ pub mod gpu;
 pub mod outbox;
 pub mod plugin_events;
 pub mod queue;
+pub mod rehearsal;
 pub mod service;
 pub mod store;

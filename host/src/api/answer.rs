@@ -56,6 +56,11 @@ impl Refused {
         &self.0
     }
 
+    /// The document, to be kept.
+    pub(super) fn into_document(self) -> Box<ProblemDocument> {
+        self.0
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         // Made from a StatusCode in `new`.
         StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)

@@ -27,6 +27,18 @@ pub use token::{TokenError, ensure_admin_token};
 
 use crate::service::Service;
 
+/// The draft that the JSON of a submission makes, for those who judge one without a service.
+///
+/// # Errors
+/// What a service would answer: all that is wrong with it.
+pub(crate) fn read_draft(
+    id: taxiway_job::JobId,
+    body: &[u8],
+) -> Result<crate::admission::Draft, Box<wire::ProblemDocument>> {
+    let submission = submission::parse(body).map_err(answer::Refused::into_document)?;
+    Ok(submission::draft(id, submission))
+}
+
 /// What every handler shares.
 struct Api {
     /// The service whose API this is.

@@ -101,7 +101,7 @@ enum Command {
     Wait(follow::Wait),
     /// Show the queue, pause, resume or drain it.
     Queue(queue::Queue),
-    /// Look at the plugins.
+    /// Look at the plugins, or write, check and try out your own.
     Plugin(plugins::Plugin),
     /// Check or show the configuration.
     Config(config::Config),
@@ -137,6 +137,11 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
 fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        let command = match command {
+            // Most of it needs no service.
+            Command::Plugin(plugin) => return plugin.run(connect, json).await,
+            command => command,
+        };
         let client = Client::new(connect)?;
         let done = |()| ExitCode::SUCCESS;
         match command {
@@ -153,8 +158,9 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Move(to) => to.run(&client, json).await.map(done),
             Command::Wait(wait) => wait.run(&client, json).await,
             Command::Queue(queue) => queue.run(&client, json).await.map(done),
-            Command::Plugin(plugin) => plugin.run(&client, json).await.map(done),
-            Command::Serve(_) | Command::Config(_) => unreachable!("these do not talk to a service"),
+            Command::Plugin(_) | Command::Serve(_) | Command::Config(_) => {
+                unreachable!("these do not talk to a service")
+            }
         }
     })
 }

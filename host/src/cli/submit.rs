@@ -275,7 +275,7 @@ pub(super) fn moment(text: &str) -> Result<Time, String> {
 }
 
 /// The configuration that `given` names or is.
-fn read_config(given: &str) -> anyhow::Result<Map<String, Value>> {
+pub(super) fn read_config(given: &str) -> anyhow::Result<Map<String, Value>> {
     if given.trim_start().starts_with('{') {
         return object(serde_json::from_str(given).context("--config is not JSON")?);
     }

@@ -12,6 +12,7 @@ mod launch;
 mod load;
 mod log;
 mod operate;
+mod plugins;
 mod queue;
 mod restart;
 mod trainer;
