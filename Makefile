@@ -16,10 +16,10 @@ need = command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-ge
 # $(call cargo_tool,SUBCOMMAND): a subcommand of cargo, built from crates.io when it is absent.
 cargo_tool = cargo $(1) --version >/dev/null 2>&1 || cargo install cargo-$(1) --locked
 
-.PHONY: help setup build run demo test bench fmt lint deny advisories doc ci
+.PHONY: help setup build run demo test bench bench-plugins fmt lint deny advisories doc ci
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing to build: C compiler, Python, wasm target
 	@$(call need,cc,gcc libc6-dev)
@@ -53,9 +53,15 @@ test: setup ## run every test
 		$${nextest:+cargo nextest run --locked --workspace --manifest-path $$workspace --no-fail-fast}; \
 	done
 
-bench: build ## measure hand-over and submission beside their floors
+bench: build bench-plugins ## measure hand-over, submission and plugins beside their floors
 	@$(call need,wrk,wrk)
 	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --json $(TARGET_DIR)/bench.json
+
+bench-plugins: setup ## measure what plugins cost, and what hostile ones do to others
+	cargo build --release --locked --manifest-path plugins/Cargo.toml --package batch-limit --target wasm32-wasip2 --target-dir $(TARGET_DIR)/plugins
+	python3 tests/bench/plugins.py --json $(TARGET_DIR)/bench-plugins.json -- \
+		cargo bench --locked --package taxiway --package taxiway-plugin-host --bench call -- \
+		$(TARGET_DIR)/plugins/wasm32-wasip2/release/batch_limit.wasm $(CURDIR)/tests/bench/batch-limit.toml
 
 fmt: ## check the formatting
 	$(foreach workspace,$(WORKSPACES),cargo fmt --all --check --manifest-path $(workspace) &&) true

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Measures what plugins cost, by running the bench of the plugin host (host/crates/plugin-host/benches/call), and shows it
+as tables: a call beside its floor and beside other ways to ask a stranger's code, loading many, and what hostile guests do.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def row(label, *cells):
+    print(f"  {label:34}" + "".join(f"{cell:>13}" for cell in cells))
+
+
+def microseconds(value):
+    return f"{value:,.0f} us"
+
+
+def milliseconds(value):
+    return f"{value:.1f} ms"
+
+
+def table(result):
+    call, load, hostile = result["call"], result["load"], result["hostile"]
+    print(f"\nOne validate of {call['config_bytes']:,} bytes, {call['calls']:,} calls in turns\n")
+    row("", "p50", "p99")
+    for label, key in (
+        ("bare wasmtime loop", "bare"),
+        ("taxiway, every limit on", "host"),
+        ("HTTP on loopback, kept connection", "http"),
+        ("Python subprocess", "python"),
+    ):
+        row(label, microseconds(call[f"{key}_p50_us"]), microseconds(call[f"{key}_p99_us"]))
+    row("taxiway / bare", f"{call['host_to_bare_p50']:.2f} x")
+    row("Python / taxiway", f"{call['python_to_host_p50']:,.0f} x")
+    print(f"\n{load['plugins']} plugins from a warm cache: {load['p50_ms']:.0f} ms (p50), {load['slowest_ms']:.0f} ms at most\n")
+    print(f"Hostile guests, {hostile['at_a_time']} calls at a time, timeout {hostile['timeout_ms']} ms; the slowest call of "
+          f"another plugin is {hostile['alone_slowest_ms']:.1f} ms without them\n")
+    row("", "ended after", "over it", "others", "memory kept")
+    for guest in hostile["guests"]:
+        row(
+            f"{guest['guest']}: {guest['limit']}"[:34],
+            milliseconds(guest["longest_ms"]),
+            milliseconds(guest["late_ms"]),
+            milliseconds(guest["others_slowest_ms"]),
+            f"{guest['memory_kept_mib']:.1f} MiB",
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure what plugins cost.")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where every figure goes")
+    parser.add_argument("command", nargs="+", help="the bench, which prints its figures as the last line")
+    arguments = parser.parse_args()
+    run = subprocess.run(arguments.command, stdout=subprocess.PIPE, text=True)
+    if run.returncode != 0:
+        print(f"bench: {arguments.command[0]} ended with {run.returncode}", file=sys.stderr)
+        return 1
+    result = json.loads(run.stdout.splitlines()[-1])
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    table(result)
+    print(f"\nEvery figure is in {arguments.json}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
