@@ -17,3 +17,4 @@ pub mod queue;
 pub mod rehearsal;
 pub mod service;
 pub mod store;
+mod systemd;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use taxiway_job::{Job, State, Time, Verdict};
-use taxiway_launcher::LocalLauncher;
+use taxiway_launcher::{Delegated, LocalLauncher};
 use taxiway_plugin_host::PluginHost;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -63,10 +63,11 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         ca_file: settings.config.plugins.ca_file.clone(),
         limits: settings.config.plugins.limits.clone(),
         bundled: crate::bundled::BUNDLED,
-        compiler: program.clone(),
+        compiler: program,
     })
     .await?;
     let gpus = inventory(&settings).await?;
+    let groups = control_groups(&settings)?;
     let admission = Admission::new(admission::Options {
         hooks: Arc::new(plugins.clone()),
         gpus: gpus.clone(),
@@ -76,15 +77,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     });
 
     let (events, launcher_events) = mpsc::channel(LAUNCHER_EVENTS);
-    let launcher = LocalLauncher::start(
-        taxiway_launcher::Options {
-            jobs_dir: settings.jobs_dir(),
-            program,
-            log_max_size: settings.config.launcher.log_max_size,
-        },
-        events,
-    )
-    .context("cannot start the launcher")?;
+    let launcher =
+        LocalLauncher::start(launcher_options(&settings, groups), events).context("cannot start the launcher")?;
     let drained = CancellationToken::new();
     let queue = queue::start(queue::Options {
         store: store.clone(),
@@ -131,6 +125,42 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     outbox.stop(LAST_DELIVERIES).await;
     tracing::info!("stopped; jobs that run go on");
     Ok(())
+}
+
+fn launcher_options(settings: &Settings, groups: Option<Delegated>) -> taxiway_launcher::Options {
+    taxiway_launcher::Options {
+        groups,
+        ..taxiway_launcher::Options::new(
+            settings.jobs_dir(),
+            // A spawner that has to be started again is this program's also after its file was replaced.
+            "/proc/self/exe".into(),
+            settings.config.launcher.log_max_size,
+        )
+    }
+}
+
+/// Where jobs get control groups: where the configuration says, else where systemd does.
+fn control_groups(settings: &Settings) -> anyhow::Result<Option<Delegated>> {
+    let groups = match &settings.config.launcher.cgroup {
+        Some(path) => Some(Delegated::at(path.clone()).context("launcher.cgroup cannot be used")?),
+        None => Delegated::find(),
+    };
+    match &groups {
+        Some(groups) => {
+            tracing::info!(path = %groups.path().display(), bounds_memory = groups.bounds_memory(), "jobs get control groups")
+        }
+        None => tracing::debug!("no control group is delegated: jobs are known by their descent"),
+    }
+    if !groups.as_ref().is_some_and(Delegated::bounds_memory) {
+        for (profile, _) in settings.config.profiles.iter().filter(|(_, profile)| profile.memory.is_some()) {
+            tracing::warn!(
+                profile,
+                "its `memory` is not enforced: no control group with the memory controller is delegated to the service; \
+                 `taxiway service install` makes a systemd unit that has one"
+            );
+        }
+    }
+    Ok(groups)
 }
 
 /// The GPUs, found off the runtime: NVML may take seconds to wake a driver.

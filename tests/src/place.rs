@@ -11,6 +11,10 @@ use crate::{Server, processes};
 pub struct Place {
     directory: tempfile::TempDir,
     data_dir: PathBuf,
+    /// The program that runs here, when it is not the one under test itself.
+    program: Option<PathBuf>,
+    /// Further variables of the service.
+    variables: Vec<(String, String)>,
 }
 
 impl Default for Place {
@@ -34,7 +38,7 @@ impl Place {
         // The service refuses a folder of plugins that others may write to.
         DirBuilder::new().mode(0o700).create(directory.path().join("plugins")).expect("a folder of plugins");
         fs::write(directory.path().join("taxiway.toml"), "").expect("a configuration");
-        Self { directory, data_dir }
+        Self { directory, data_dir, program: None, variables: Vec::new() }
     }
 
     /// The text of `taxiway.toml`.
@@ -42,6 +46,28 @@ impl Place {
     pub fn config(self, text: &str) -> Self {
         fs::write(self.config_file(), text).expect("a configuration");
         self
+    }
+
+    /// Runs another program here: a copy, say, of the one under test.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    /// Gives the service another variable.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn own_program(&self) -> Option<&Path> {
+        self.program.as_deref()
+    }
+
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Drops a plugin's manifest in.

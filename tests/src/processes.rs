@@ -80,6 +80,35 @@ impl Process {
     }
 }
 
+/// The shim that holds the lock of the latest launch of a job, once there is one.
+pub async fn shim_of(jobs_dir: &Path, job_id: &str) -> Process {
+    crate::patiently("a shim", async {
+        loop {
+            let launches = fs::read_dir(jobs_dir.join(job_id)).into_iter().flatten().flatten();
+            if let Some(shim) = launches.filter_map(|launch| lock_holder(&launch.path().join("lock"))).next() {
+                return shim;
+            }
+            // Nothing tells of an armed shim, which nobody but its service has to know of; so it is looked for again.
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await
+}
+
+/// The process that holds a record lock on a file (fcntl_locking(2)).
+fn lock_holder(path: &Path) -> Option<Process> {
+    let lock = fs::OpenOptions::new().write(true).open(path).ok()?;
+    let mut holder = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_GETLK(&mut holder)).ok()?;
+    (i32::from(holder.l_type) != libc::F_UNLCK).then(|| Process::find(holder.l_pid))?
+}
+
 /// The value of a variable in the environment that a process was started with.
 #[must_use]
 pub fn variable(pid: i32, name: &str) -> Option<String> {

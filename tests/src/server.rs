@@ -227,7 +227,7 @@ fn command(place: &Place, listen: &str) -> Command {
 
 /// The program in an environment of the test's own: nothing of whoever runs the tests gets in.
 fn bare_command(place: &Place) -> Command {
-    let mut command = Command::new(program());
+    let mut command = Command::new(place.own_program().map_or_else(program, Path::to_owned));
     command
         .current_dir(place.path())
         .env_clear()
@@ -236,6 +236,7 @@ fn bare_command(place: &Place) -> Command {
         // No job may see it.
         .env("CANARY", "a secret of the service")
         // Without a GPU every machine is the same.
-        .env("TAXIWAY_NVML_LIBRARY", "");
+        .env("TAXIWAY_NVML_LIBRARY", "")
+        .envs(place.variables());
     command
 }

@@ -70,6 +70,7 @@ pub(super) fn resolve(
         grace: draft.grace.or_else(|| defaults.and_then(|defaults| defaults.grace)).unwrap_or(grace),
         external_id: draft.external_id,
         config_format: draft.config_format.or_else(|| profile.map(|profile| profile.config_format)).unwrap_or_default(),
+        process: profile.map(Profile::process).unwrap_or_default(),
         profile: draft.profile,
         terms: draft.terms,
     };

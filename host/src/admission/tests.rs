@@ -151,6 +151,7 @@ fn profiles() -> BTreeMap<String, Profile> {
             grace: None,
             labels: BTreeMap::from([("team".into(), "vision".into())]),
         },
+        ..Profile::default()
     };
     BTreeMap::from([
         ("training".into(), training),

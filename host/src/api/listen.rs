@@ -16,6 +16,7 @@ use super::connection::{self, Peer};
 use super::{Api, hosts, routes, socket, token};
 use crate::config::Settings;
 use crate::service::Service;
+use crate::systemd;
 
 /// How long requests that are under way may take once the service stops. Submissions take milliseconds, plugins at most two
 /// seconds each; what is slower is a client that does not read.
@@ -109,12 +110,14 @@ impl Server {
         let router = routes::router(&api);
         let connections = TaskTracker::new();
         println!("listening on http://{}", self.address);
+        systemd::ready(&format!("listening on http://{}", self.address));
         let tcp = accept_tcp(self.tcp, router.clone(), &connections, &stop);
         let unix = accept_unix(self.unix, router, &connections, &stop);
         tokio::select! {
             () = stop.cancelled() => {}
             ((), ()) = async { tokio::join!(tcp, unix) } => {}
         }
+        systemd::stopping();
         drop(self.bound);
         connections.close();
         if tokio::time::timeout(LAST_REQUESTS, connections.wait()).await.is_err() {

@@ -186,6 +186,19 @@ fn schemas() -> Value {
         "Submission": {"type": "object", "additionalProperties": false, "properties": submission},
         "Job": {"type": "object", "properties": job},
         "Page": {"type": "object", "properties": {"items": {"type": "array"}, "next_cursor": may_be_text()}},
+        "JobMetrics": {"type": "object", "properties": {
+            "job_id": {"type": "string", "format": "uuid"},
+            "attempt": {"type": "integer", "minimum": 1},
+            "started_at": time(),
+            "items": {"type": "array", "items": {"type": "object", "properties": {
+                "name": text(),
+                "points": {"type": "array", "items": {"type": "array", "prefixItems": [
+                    {"type": "number", "description": "seconds since the start"},
+                    {"type": "number", "description": "the value"},
+                ]}},
+            }}},
+            "next_cursor": may_be_text(),
+        }},
         "Queue": {"type": "object", "properties": {
             "mode": {"enum": ["run", "paused", "draining"]},
             "running": {"type": "array", "items": reference("Job")},

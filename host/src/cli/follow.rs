@@ -1,5 +1,6 @@
 //! `taxiway logs` and `taxiway wait`: to the end of a job, through restarts of the service.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -7,6 +8,7 @@ use reqwest::Response;
 use taxiway_job::JobId;
 
 use super::client::{Client, ClientError, through_restarts};
+use super::redraw::Redraw;
 use super::terminal::{print, print_json, write_out};
 use super::{exit, outcome};
 use crate::api::wire::Job;
@@ -24,6 +26,10 @@ pub(super) struct Logs {
     /// Go on as it grows, until the job has ended, and end with its exit status.
     #[arg(short, long)]
     follow: bool,
+    /// Print progress bars with all their states also on a terminal. Without -f the last state of each is printed there; into a
+    /// pipe or a file goes always every byte.
+    #[arg(long)]
+    raw: bool,
     /// Only the last so many bytes, and what follows.
     #[arg(long, value_name = "BYTES")]
     tail: Option<u64>,
@@ -40,7 +46,12 @@ impl Logs {
         if self.follow {
             return follow(client, id, from).await;
         }
-        copy(client.log(id, from, false).await?).await?;
+        let log = client.log(id, from, false).await?;
+        if self.raw || !std::io::stdout().is_terminal() {
+            copy(log).await?;
+        } else {
+            show(log).await?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -92,6 +103,16 @@ async fn copy(log: Option<Response>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Prints what comes, with the last state of each progress bar.
+async fn show(log: Option<Response>) -> anyhow::Result<()> {
+    let Some(mut log) = log else { return Ok(()) };
+    let mut redraw = Redraw::default();
+    while let Some(chunk) = log.chunk().await? {
+        write_out(&redraw.push(&chunk))?;
+    }
+    write_out(&redraw.finish())
 }
 
 /// Waits until the job has ended and says how.

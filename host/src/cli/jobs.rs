@@ -179,7 +179,10 @@ fn description(job: &Job<'_>, now: Time, style: Style) -> anyhow::Result<String>
     }
     if let Some(progress) = &job.progress {
         if let Some(fraction) = progress.fraction {
-            line("progress", bar(fraction));
+            let eta = progress.eta_seconds.filter(|_| !job.state.has_ended());
+            // As a whole number of seconds: nobody estimates better.
+            let eta = eta.map(|seconds| format!(", about {} left", span(seconds as i64))).unwrap_or_default();
+            line("progress", format!("{}{eta}", bar(fraction)));
         }
         if !progress.metrics.is_empty() {
             let metrics: Vec<String> = progress

@@ -1,6 +1,6 @@
 //! The command line: `taxiway serve` and a client of the public API.
 //!
-//! Everything but `serve` and `config` talks to a running service through [`client`], which knows nothing of the service but
+//! Everything but `serve`, `service` and `config` talks to a running service through [`client`], which knows nothing of the service but
 //! the types of [`crate::api::wire`]. One command a file.
 
 mod client;
@@ -11,7 +11,9 @@ mod jobs;
 mod outcome;
 mod plugins;
 mod queue;
+mod redraw;
 mod serve;
+mod service;
 mod sse;
 mod submit;
 mod terminal;
@@ -105,6 +107,8 @@ enum Command {
     Plugin(plugins::Plugin),
     /// Check or show the configuration.
     Config(config::Config),
+    /// Run the service under systemd.
+    Service(service::Service),
 }
 
 /// Reads the process's arguments and does what they say.
@@ -128,6 +132,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     let done = match line.command {
         Command::Serve(serve) => serve.run(line.connect.data_dir.as_deref()).map(|()| ExitCode::SUCCESS),
         Command::Config(config) => config.run().map(|()| ExitCode::SUCCESS),
+        Command::Service(service) => service.run(line.connect.data_dir.as_deref()).map(|()| ExitCode::SUCCESS),
         command => ask(command, &line.connect, json),
     };
     done.unwrap_or_else(|error| report(&error, json))
@@ -158,7 +163,7 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Move(to) => to.run(&client, json).await.map(done),
             Command::Wait(wait) => wait.run(&client, json).await,
             Command::Queue(queue) => queue.run(&client, json).await.map(done),
-            Command::Plugin(_) | Command::Serve(_) | Command::Config(_) => {
+            Command::Plugin(_) | Command::Serve(_) | Command::Config(_) | Command::Service(_) => {
                 unreachable!("these do not talk to a service")
             }
         }

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use taxiway_job::{ConfigFormat, EnvValue};
+use taxiway_job::{ConfigFormat, EnvValue, Limit, ProcessSpec, Resource, Signal};
 use taxiway_plugin_host::Limits;
+
+/// A smaller limit of memory is a slip of the pen: `64` for `64GiB`.
+const MEMORY_MIN: u64 = 1 << 20;
 
 /// The whole of `taxiway.toml`. `Default` is what an absent file means.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -120,11 +123,14 @@ pub struct LauncherSection {
     /// Free bytes in the data directory's filesystem below which nothing is started (1 GiB).
     #[serde(deserialize_with = "taxiway_job::size::deserialize")]
     pub min_free_disk: u64,
+    /// A cgroup2 directory below which each job gets a control group of its own (the one that systemd has delegated to the
+    /// service, if it has).
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Default for LauncherSection {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(30), log_max_size: 1 << 30, min_free_disk: 1 << 30 }
+        Self { grace: Duration::from_secs(30), log_max_size: 1 << 30, min_free_disk: 1 << 30, cgroup: None }
     }
 }
 
@@ -153,6 +159,21 @@ pub struct Profile {
     pub env: BTreeMap<String, EnvValue>,
     /// Language of the configuration file (`json`).
     pub config_format: ConfigFormat,
+    /// The signal that asks a job to stop (`SIGTERM`).
+    pub stop_signal: Option<Signal>,
+    /// The signal that warns a job before its time limit, so that it can write a checkpoint (none).
+    pub warn_signal: Option<Signal>,
+    /// How long before the time limit it is sent. A job whose limit is shorter than that gets no warning.
+    #[serde(with = "taxiway_job::duration::option")]
+    pub warn_before: Option<Duration>,
+    /// Bytes of memory that a job's processes may have together. Needs a control group that systemd has delegated.
+    #[serde(with = "taxiway_job::size::option")]
+    pub memory: Option<u64>,
+    /// Resource limits of each process (getrlimit(2)): `{ nofile = 65536, core = 0, memlock = "unlimited" }`.
+    pub rlimits: BTreeMap<Resource, Limit>,
+    /// File mode creation mask (the service's): `"0027"`.
+    #[serde(deserialize_with = "read_optional_mode", serialize_with = "write_optional_mode")]
+    pub umask: Option<u32>,
     /// What a submission gets that does not say otherwise.
     pub defaults: ProfileDefaults,
 }
@@ -173,6 +194,21 @@ pub struct ProfileDefaults {
     pub grace: Option<Duration>,
     /// Labels; a submission's win over them.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Profile {
+    /// How a job's process is set up and asked to stop.
+    #[must_use]
+    pub fn process(&self) -> ProcessSpec {
+        ProcessSpec {
+            stop_signal: self.stop_signal,
+            warn_signal: self.warn_signal,
+            warn_before: self.warn_before,
+            memory: self.memory,
+            rlimits: self.rlimits.clone(),
+            umask: self.umask,
+        }
+    }
 }
 
 impl Config {
@@ -205,6 +241,22 @@ impl Config {
             if let Some(variable) = profile.env.keys().find(|name| !is_variable_name(name)) {
                 faults.push((path("env"), format!("`{variable}` is not a name of an environment variable")));
             }
+            if let Some(signal) =
+                profile.stop_signal.filter(|signal| ["SIGKILL", "SIGSTOP"].contains(&&*signal.to_string()))
+            {
+                faults.push((path("stop_signal"), format!("a job cannot heed {signal}: name one that it can catch")));
+            }
+            if profile.warn_signal.is_some() != profile.warn_before.is_some() {
+                let missing = if profile.warn_signal.is_some() { "warn_before" } else { "warn_signal" };
+                let there = if profile.warn_signal.is_some() { "warn_signal" } else { "warn_before" };
+                faults.push((path(there), format!("does nothing without `{missing}`: set both")));
+            }
+            if profile.memory.is_some_and(|memory| memory < MEMORY_MIN) {
+                faults.push((path("memory"), "no program runs in less than 1 MiB".to_owned()));
+            }
+            if profile.umask.is_some_and(|umask| umask > 0o777) {
+                faults.push((path("umask"), "is not a mask: write it like \"0027\"".to_owned()));
+            }
             if profile.defaults.priority.is_some_and(|priority| !(-100..=100).contains(&priority)) {
                 faults.push((path("defaults"), "priority goes from -100 to 100".to_owned()));
             }
@@ -225,6 +277,17 @@ fn listen_address<'de, D: Deserializer<'de>>(input: D) -> Result<SocketAddr, D::
     text.parse().map_err(|_| {
         serde::de::Error::custom(format!("`{text}` is not an address with a port: write it like \"127.0.0.1:8294\""))
     })
+}
+
+fn read_optional_mode<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Error> {
+    read_mode(input).map(Some)
+}
+
+fn write_optional_mode<S: Serializer>(mode: &Option<u32>, output: S) -> Result<S::Ok, S::Error> {
+    match mode {
+        Some(mode) => write_mode(mode, output),
+        None => output.serialize_none(),
+    }
 }
 
 /// A file mode: `"0660"` as text is octal, as chmod(1) has it; a TOML number is taken as it is (`0o660`).

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::read::keys_of;
-use super::sections::{Config, GpuSection, PluginsSection, ServerSection};
+use super::sections::{Config, GpuSection, LauncherSection, PluginsSection, ServerSection};
 
 /// `config` as TOML. Secrets are hidden; keys that have no value stand there as comments.
 ///
@@ -34,6 +34,7 @@ fn unset_keys(section: &str, values: &Table) -> Vec<&'static str> {
     let known = match section {
         "server" => keys_of::<ServerSection>(),
         "gpu" => keys_of::<GpuSection>(),
+        "launcher" => keys_of::<LauncherSection>(),
         "plugins" => keys_of::<PluginsSection>(),
         _ => &[],
     };

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use serde_json::{Map, json};
-use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, LaunchId, State};
+use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, LaunchId, ProcessSpec, State};
 use taxiway_plugin_host::{CallError, End as EndView, FailureKind, JobView, OnError, OutcomeView};
 use tokio::sync::mpsc;
 
@@ -167,6 +167,7 @@ fn job() -> Job {
             external_id: None,
             config_format: ConfigFormat::Json,
             terms: taxiway_job::Terms::default(),
+            process: ProcessSpec::default(),
         },
         config: Map::from_iter([("lr".to_owned(), json!(0.1))]),
         submitted_config: None,

@@ -409,7 +409,7 @@ fn plan(job: &Job, launch: LaunchId, attempt: u32) -> Result<LaunchPlan, String>
         config: Some(ConfigFile { file_name: format.file_name().to_owned(), bytes: written(format, &job.config)? }),
         time_limit: job.spec.time_limit,
         grace: job.spec.grace,
-        stop_signal: nix::libc::SIGTERM,
+        process: job.spec.process.clone(),
     })
 }
 

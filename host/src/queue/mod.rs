@@ -18,6 +18,7 @@ mod operate;
 mod owner;
 mod recover;
 mod run;
+mod samples;
 mod slots;
 mod standing;
 mod yaml;

@@ -159,9 +159,17 @@ pub(super) struct Live {
     pub(super) job: JobId,
     pub(super) order: u64,
     pub(super) taken: Taken,
+    /// When its process began, once that is known.
+    pub(super) started_at: Option<Time>,
+    /// The last it said of how far it is.
+    pub(super) said: Option<Progress>,
+    /// The same with an estimate of its end.
     pub(super) progress: Option<Progress>,
+    pub(super) sampler: super::samples::Sampler,
     /// Its shim does not answer.
     pub(super) unresponsive: Option<i32>,
+    /// Its processes that survive SIGKILL; its slot stays taken until they are gone.
+    pub(super) unkillable: Vec<i32>,
     /// Its end, known before the answer to a stop that is being written.
     pub(super) end: Option<super::run::Ending>,
 }

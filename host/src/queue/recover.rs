@@ -56,7 +56,13 @@ impl Owner {
                 Phase::Pending => StoredPhase::Pending,
                 Phase::Running => StoredPhase::Running,
             };
-            unsettled.push(Unsettled { job: attempt.job, launch: attempt.launch, phase, boot_id: attempt.boot_id });
+            unsettled.push(Unsettled {
+                job: attempt.job,
+                launch: attempt.launch,
+                phase,
+                boot_id: attempt.boot_id,
+                time_limit: attempt.time_limit,
+            });
         }
         self.launcher.recover(unsettled);
         Ok(())

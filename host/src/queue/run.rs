@@ -4,6 +4,7 @@ use taxiway_job::{Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progre
 use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 
 use super::owner::{Live, Owner};
+use super::samples::{self, Sampler};
 use super::slots::Taken;
 use crate::store::{Change, End, NextAttempt};
 
@@ -50,6 +51,9 @@ impl Owner {
             Event::Unkillable { launch, pids } => {
                 let job = self.live.get(&launch).map(|live| live.job.to_string());
                 tracing::error!(job, %launch, ?pids, "processes survive SIGKILL; their slot stays taken until they are gone");
+                if let Some(live) = self.live.get_mut(&launch) {
+                    live.unkillable = pids;
+                }
             }
             Event::Progress { launch, progress } => self.progressed(launch, progress),
         }
@@ -65,13 +69,25 @@ impl Owner {
     /// Follows a launch from now on.
     pub(super) fn track(&mut self, job: JobId, launch: LaunchId, taken: Taken) {
         self.starts += 1;
-        let live = Live { job, order: self.starts, taken, progress: None, unresponsive: None, end: None };
+        let live = Live {
+            job,
+            order: self.starts,
+            taken,
+            started_at: None,
+            said: None,
+            progress: None,
+            sampler: Sampler::default(),
+            unresponsive: None,
+            unkillable: Vec::new(),
+            end: None,
+        };
         self.live.insert(launch, live);
     }
 
     pub(super) fn process_started(&mut self, launch: LaunchId, process: &Started) {
         let Some(live) = self.live.get_mut(&launch) else { return };
         live.unresponsive = None;
+        live.started_at = Some(process.at.time());
         let job = live.job;
         let handover = live.taken.idle_since.take().map(|idle_since| handover(idle_since, process));
         let (pid, start_time, at) = (process.pid, process.start_time, process.at.time());
@@ -83,11 +99,16 @@ impl Owner {
 
     fn progressed(&mut self, launch: LaunchId, progress: Progress) {
         let Some(live) = self.live.get_mut(&launch) else { return };
-        if live.progress.as_ref() == Some(&progress) {
+        if live.said.as_ref() == Some(&progress) {
             return;
         }
+        live.said = Some(progress.clone());
+        let at = Time::now();
+        let progress = samples::estimated(progress, live.started_at, at);
+        let attempt = self.jobs.get(live.job).map_or(1, |entry| entry.attempt);
+        let sample = live.sampler.take(&progress, live.started_at, at).map(|sample| (attempt, sample));
         live.progress = Some(progress.clone());
-        self.owed.push(Change::Progress { job: live.job, progress, at: Time::now() });
+        self.owed.push(Change::Progress { job: live.job, progress, at, sample });
     }
 
     /// Every process of a launch is gone.

@@ -4,7 +4,7 @@ use taxiway_job::{Condition, Entry, JobId, Reason, Spot, Terms};
 
 use super::arm::Lane;
 use super::handle::{Mode, Outlook, Standing};
-use super::owner::Owner;
+use super::owner::{Live, Owner};
 
 /// Jobs that a sentence names: more do not help a reader.
 const PREDECESSORS_NAMED: usize = 5;
@@ -19,12 +19,7 @@ impl Owner {
             let live = self.live.values().find(|live| live.job == id);
             return Standing {
                 position: None,
-                reason: live.and_then(|live| live.unresponsive).map(|shim_pid| {
-                    Reason::new(
-                        "shim_unresponsive",
-                        format!("its shim, process {shim_pid}, holds its lock and does not answer; nothing starts in its place"),
-                    )
-                }),
+                reason: live.and_then(trouble),
                 progress: live.and_then(|live| live.progress.clone()),
             };
         }
@@ -94,8 +89,11 @@ impl Owner {
             let holders: Vec<String> = self
                 .slots
                 .held()
-                .map(|(label, launch)| match self.live.get(&launch).map(|live| live.job) {
-                    Some(job) => format!("{label} is held by job {job}"),
+                .map(|(label, launch)| match self.live.get(&launch) {
+                    Some(Live { job, unkillable, .. }) if !unkillable.is_empty() => {
+                        format!("{label} is in quarantine: job {job} has processes that survive SIGKILL")
+                    }
+                    Some(Live { job, .. }) => format!("{label} is held by job {job}"),
                     None => format!("{label} is held by a launch of the previous service that is being settled"),
                 })
                 .collect();
@@ -106,6 +104,7 @@ impl Owner {
         }
         Reason::new("starting", "it is about to start")
     }
+
     /// Why a condition of a queued job is not met.
     fn sentence(&self, id: JobId, entry: &Entry, condition: Condition) -> String {
         match condition {
@@ -149,4 +148,22 @@ impl Owner {
             }
         }
     }
+}
+
+/// What keeps a job that was told to start from going on as it should.
+fn trouble(live: &Live) -> Option<Reason> {
+    if let Some(shim_pid) = live.unresponsive {
+        let message =
+            format!("its shim, process {shim_pid}, holds its lock and does not answer; nothing starts in its place");
+        return Some(Reason::new("shim_unresponsive", message));
+    }
+    if live.unkillable.is_empty() {
+        return None;
+    }
+    let pids: Vec<String> = live.unkillable.iter().map(i32::to_string).collect();
+    let message = format!(
+        "its processes {} survive SIGKILL (a driver or a filesystem does not let go of them); its slot is in quarantine until they are gone",
+        pids.join(", ")
+    );
+    Some(Reason::new("unkillable", message))
 }

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Map;
-use taxiway_job::{ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, Reason, State, Time, Verdict};
+use taxiway_job::{
+    ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, ProcessSpec, Reason, State, Time, Verdict,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -151,6 +153,7 @@ fn job(gpus: u32, priority: i16) -> Job {
             external_id: None,
             config_format: ConfigFormat::Json,
             terms: taxiway_job::Terms::default(),
+            process: ProcessSpec::default(),
         },
         config: Map::new(),
         submitted_config: None,

@@ -155,6 +155,8 @@ pub enum Change {
         progress: Progress,
         /// When.
         at: Time,
+        /// What of it goes into the series of which attempt, when a sample is due.
+        sample: Option<(u32, Map<String, Value>)>,
     },
     /// The queue's mode was set.
     Mode {

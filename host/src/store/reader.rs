@@ -9,7 +9,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use taxiway_job::{Exit, Failure, Job, JobId, LaunchId, Progress, State, StopTarget, Terms, Time, Usage};
+use taxiway_job::{Exit, Failure, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage};
 use tokio::sync::Semaphore;
 
 use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
@@ -126,6 +126,8 @@ pub struct UnsettledAttempt {
     pub boot_id: String,
     /// The GPUs it holds.
     pub gpu_uuids: Vec<String>,
+    /// The job's time limit as it is now.
+    pub time_limit: Option<Duration>,
 }
 
 /// One start of a job and how it ended.
@@ -395,8 +397,8 @@ impl Store {
     pub async fn unsettled_attempts(&self) -> Result<Vec<UnsettledAttempt>, StoreError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT job, launch, phase, boot_id, gpu_uuids FROM attempts WHERE phase != 'ended'
-                 ORDER BY phase DESC, started_at",
+                "SELECT job, launch, phase, boot_id, attempts.gpu_uuids, spec FROM attempts JOIN jobs ON jobs.id = job
+                 WHERE phase != 'ended' ORDER BY phase DESC, attempts.started_at",
             )?;
             let attempts = statement.query_map([], |row| {
                 Ok(UnsettledAttempt {
@@ -409,6 +411,7 @@ impl Store {
                     },
                     boot_id: row.get("boot_id")?,
                     gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
+                    time_limit: required::<JobSpec>(row, "spec")?.time_limit,
                 })
             })?;
             Ok(attempts.collect::<Result<_, _>>()?)
@@ -457,6 +460,22 @@ impl Store {
     /// When the database cannot be read.
     pub async fn end_of(&self, id: JobId, attempt: u32) -> Result<Option<AttemptRecord>, StoreError> {
         Ok(self.attempts(id).await?.into_iter().find(|record| record.attempt == attempt))
+    }
+
+    /// What an attempt of a job reported over time, in order.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn samples(&self, id: JobId, attempt: u32) -> Result<Vec<(Time, Map<String, Value>)>, StoreError> {
+        self.read(move |db| {
+            let mut statement =
+                db.prepare_cached("SELECT at, data FROM samples WHERE job = ?1 AND attempt = ?2 ORDER BY at")?;
+            let samples = statement.query_map(params![id.as_bytes(), attempt], |row| {
+                Ok((Time::from_millis(row.get("at")?), required(row, "data")?))
+            })?;
+            Ok(samples.collect::<Result<_, _>>()?)
+        })
+        .await
     }
 
     /// Events with a higher id than this one, in order.

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, json};
-use taxiway_job::{ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, LaunchId, State, StopTarget, Time};
+use taxiway_job::{ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, LaunchId, ProcessSpec, State, StopTarget, Time};
 
 use super::*;
 
@@ -25,6 +25,7 @@ fn job(name: &str) -> Job {
             external_id: None,
             config_format: ConfigFormat::Json,
             terms: taxiway_job::Terms::default(),
+            process: ProcessSpec::default(),
         },
         config: Map::new(),
         submitted_config: None,

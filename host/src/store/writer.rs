@@ -304,9 +304,13 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             db.prepare_cached("DELETE FROM attempts WHERE launch = ?1")?.execute(params![launch.as_bytes()])?;
             event(db, told, *at, "job.queued", Some(*job), Map::new())
         }
-        Change::Progress { job, progress, at } => {
+        Change::Progress { job, progress, at, sample } => {
             db.prepare_cached("UPDATE jobs SET progress = ?2 WHERE id = ?1")?
                 .execute(params![job.as_bytes(), json_text(&Some(progress))?])?;
+            if let Some((attempt, sample)) = sample {
+                db.prepare_cached("INSERT OR REPLACE INTO samples (job, attempt, at, data) VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![job.as_bytes(), attempt, at.as_millis(), json_text(&Some(sample))?])?;
+            }
             let mut data = Map::new();
             data.insert("progress".into(), serde_json::to_value(progress).map_err(unwritable)?);
             event(db, told, *at, "job.progress", Some(*job), data)

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use taxiway_job::{JobId, LaunchId};
+use taxiway_job::{JobId, LaunchId, ProcessSpec};
 use taxiway_launcher::{Event, LaunchPlan, Launcher, LocalLauncher, Options};
 use tokio::sync::mpsc;
 
@@ -35,7 +35,7 @@ async fn run(jobs: usize) -> Vec<[f64; 4]> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (sender, mut events) = mpsc::channel(64);
     let program = std::env::current_exe().expect("this program");
-    let options = Options { jobs_dir: directory.path().to_owned(), program, log_max_size: 1 << 20 };
+    let options = Options::new(directory.path().to_owned(), program, 1 << 20);
     let launcher = LocalLauncher::start(options, sender).expect("a launcher");
     let prepare = || {
         launcher.prepare(LaunchPlan {
@@ -50,7 +50,7 @@ async fn run(jobs: usize) -> Vec<[f64; 4]> {
             config: None,
             time_limit: None,
             grace: Duration::from_secs(30),
-            stop_signal: libc::SIGTERM,
+            process: ProcessSpec::default(),
         });
     };
     let mut to_prepare = jobs;

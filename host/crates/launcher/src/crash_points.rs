@@ -19,7 +19,7 @@ use crate::rules::{Known, nothing_ran};
 /// The most launches that a scope may ask for.
 const LAUNCHES: usize = 3;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Shim {
     None,
     Start,
@@ -34,7 +34,7 @@ enum Shim {
     Gone,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Connection {
     None,
     Open,
@@ -42,7 +42,7 @@ enum Connection {
     Confirmed,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Child {
     None,
     BeforeExec,
@@ -50,14 +50,14 @@ enum Child {
     Dead,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum File {
     Absent,
     Cached,
     Durable,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Lock {
     Free,
     Shim,
@@ -65,7 +65,7 @@ enum Lock {
 }
 
 /// What the store holds of a launch once its story is over.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Conclusion {
     Open,
     NotStarted,
@@ -73,7 +73,7 @@ enum Conclusion {
     Lost,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct Launch {
     job: usize,
     shim: Shim,
@@ -110,7 +110,7 @@ const NEW: Launch = Launch {
 };
 
 /// A job in the store.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Stored {
     Queued,
     Armed,
@@ -119,14 +119,14 @@ enum Stored {
     Ended,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Stop {
     Cancel,
     Requeue,
 }
 
 /// What the host remembers of a job.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Memory {
     Idle,
     Made,
@@ -143,7 +143,7 @@ enum Memory {
     Settling,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct Job {
     stored: Stored,
     stop: Option<Stop>,
@@ -153,7 +153,7 @@ struct Job {
     retries: u8,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct World<const JOBS: usize> {
     jobs: [Job; JOBS],
     launches: [Launch; LAUNCHES],
@@ -566,6 +566,39 @@ impl<const JOBS: usize> World<JOBS> {
         self
     }
 
+    /// Of the worlds that differ only in the names of jobs and launches, the same one.
+    fn by_one_name(self) -> Self {
+        let mut names: [usize; JOBS] = std::array::from_fn(|job| job);
+        names.reverse();
+        let mirrored = self.renamed(&names).with_launches_in_order();
+        self.with_launches_in_order().min(mirrored)
+    }
+
+    /// The same world with job `n` called `names[n]`.
+    fn renamed(mut self, names: &[usize; JOBS]) -> Self {
+        let before = self.jobs;
+        for (job, name) in names.iter().enumerate() {
+            self.jobs[*name] = before[job];
+        }
+        for launch in &mut self.launches[..self.used] {
+            launch.job = names[launch.job];
+        }
+        self
+    }
+
+    fn with_launches_in_order(mut self) -> Self {
+        let mut order: [usize; LAUNCHES] = std::array::from_fn(|at| at);
+        let before = self.launches;
+        order[..self.used].sort_by_key(|at| before[*at]);
+        for (to, from) in order.iter().enumerate() {
+            self.launches[to] = before[*from];
+        }
+        for job in &mut self.jobs {
+            job.launch = job.launch.and_then(|launch| order.iter().position(|from| *from == launch));
+        }
+        self
+    }
+
     /// Whether every job has ended, or waits for a launch that the model does not have.
     fn is_over(&self, scope: Scope) -> bool {
         let none_left = self.used == scope.launches;
@@ -614,7 +647,7 @@ fn explore<const JOBS: usize>(scope: Scope) -> usize {
             if let Some(property) = next.broken() {
                 panic!("{property}: {} > {name}", way(&came_from, at));
             }
-            let next = next.without_the_past();
+            let next = next.without_the_past().by_one_name();
             let number = *numbers.entry(next).or_insert_with(|| {
                 worlds.push(next);
                 came_from.push((from, name));
@@ -656,15 +689,20 @@ fn assert_explored(states: usize, at_least: usize) {
 
 #[test]
 fn one_job_keeps_every_property_through_three_crashes() {
-    assert_explored(explore::<1>(Scope { launches: 3, crashes: 3, stops: false, retries: 0 }), 90_000);
+    assert_explored(explore::<1>(Scope { launches: 3, crashes: 3, stops: false, retries: 0 }), 75_000);
 }
 
 #[test]
 fn stops_and_retries_keep_every_property_through_two_crashes() {
-    assert_explored(explore::<1>(Scope { launches: 2, crashes: 2, stops: true, retries: 1 }), 250_000);
+    assert_explored(explore::<1>(Scope { launches: 2, crashes: 2, stops: true, retries: 1 }), 450_000);
 }
 
 #[test]
 fn a_job_that_is_armed_while_another_runs_keeps_every_property_through_a_crash() {
-    assert_explored(explore::<2>(Scope { launches: 2, crashes: 1, stops: false, retries: 0 }), 400_000);
+    assert_explored(explore::<2>(Scope { launches: 2, crashes: 1, stops: false, retries: 0 }), 140_000);
+}
+
+#[test]
+fn two_jobs_with_stops_and_retries_keep_every_property_through_a_crash() {
+    assert_explored(explore::<2>(Scope { launches: 2, crashes: 1, stops: true, retries: 1 }), 2_000_000);
 }

@@ -1,11 +1,10 @@
 //! Why a launch failed: its exit record, the kernel's record and the last lines of its log, with the line that shows it.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+mod kernel_log;
 
 use taxiway_job::{Failure, FailureClass};
 
+use self::kernel_log::Killed;
 use crate::record::{ExitRecord, Status, StoppedBy};
 
 /// How many bytes of the end of the log [`classify`] wants.
@@ -43,6 +42,15 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
 /// to go then is the host's to know.
 #[must_use]
 pub fn classify(record: &ExitRecord, log_tail: &[u8]) -> Option<Failure> {
+    classify_by(record, log_tail, kernel_log::ended_for_memory)
+}
+
+/// The same with another place to ask for the kernel's record of what it ended for want of memory.
+fn classify_by(
+    record: &ExitRecord,
+    log_tail: &[u8],
+    ended_for_memory: impl FnOnce(Killed) -> Option<String>,
+) -> Option<Failure> {
     let failure = |class, message: String, evidence| Some(Failure { class, message, evidence });
     if let Status::LaunchError(error) = &record.status {
         let evidence = format!("errno {}: {:?}", error.errno, error.command);
@@ -55,16 +63,23 @@ pub fn classify(record: &ExitRecord, log_tail: &[u8]) -> Option<Failure> {
     if record.status == Status::Exited(0) {
         return None;
     }
+    // The kernel's own word first: what it ended could not say anything any more.
+    if let Some(clean) = record.clean.as_ref().filter(|clean| clean.oom_kills > 0) {
+        let line = format!("memory.events of its control group: oom_kill {}", clean.oom_kills);
+        return failure(
+            FailureClass::HostOom,
+            "its memory limit or the machine's memory ran out".to_owned(),
+            Some(line),
+        );
+    }
+    if let Some(line) = killed(record).and_then(ended_for_memory) {
+        return failure(FailureClass::HostOom, message(FailureClass::HostOom).to_owned(), Some(cut(&line)));
+    }
     if let Some((class, line)) = sign(log_tail) {
         return failure(class, message(class).to_owned(), Some(line));
     }
     match record.status {
         Status::Signaled(signal) => {
-            if signal == libc::SIGKILL
-                && let Some(line) = record.process.and_then(|process| kernel_oom_record(process.pid))
-            {
-                return failure(FailureClass::HostOom, message(FailureClass::HostOom).to_owned(), Some(line));
-            }
             let message = format!("it was ended by {}", signal_name(signal));
             failure(FailureClass::Signal, message, last_line(log_tail))
         }
@@ -123,27 +138,19 @@ fn cut(line: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(EVIDENCE_MAX_CHARS).collect()
 }
 
-/// The kernel's own words on ending this process for want of memory, where its log may be read (dmesg_restrict).
-fn kernel_oom_record(pid: i32) -> Option<String> {
-    let mut log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").ok()?;
-    let killed = format!("Killed process {pid} ");
-    let mut found = None;
-    let mut record = [0_u8; 8 << 10];
-    loop {
-        match log.read(&mut record) {
-            Ok(0) => return found,
-            Ok(read) => {
-                let text = String::from_utf8_lossy(&record[..read]);
-                // `priority,sequence,time,flags;message` (Documentation/ABI/testing/dev-kmsg).
-                let message = text.split_once(';').map_or("", |(_, message)| message.lines().next().unwrap_or(""));
-                if message.contains(&killed) {
-                    found = Some(cut(message));
-                }
-            }
-            // A record was overwritten before it was read; the next one comes.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
-            Err(_) => return found,
+/// Which process the kernel may have ended: the command, or a child of its whose end a shell has passed on.
+fn killed(record: &ExitRecord) -> Option<Killed> {
+    /// What a shell exits with when signal 9 has ended its command.
+    const KILLED_CHILD: i32 = 128 + libc::SIGKILL;
+    // What was asked to stop was killed by its shim.
+    let process = record.process.filter(|_| record.stopped_by.is_none())?;
+    match record.status {
+        Status::Signaled(libc::SIGKILL) => Some(Killed::Process(process.pid)),
+        Status::Exited(KILLED_CHILD) => {
+            let (from, to) = (process.at.monotonic_ns / 1000, record.ended.monotonic_ns / 1000);
+            Some(Killed::AnyBetween { from_us: from, to_us: to })
         }
+        _ => None,
     }
 }
 
@@ -170,6 +177,44 @@ mod tests {
             stopped_by: None,
             clean: None,
         }
+    }
+
+    #[test]
+    fn what_the_kernel_ended_for_want_of_memory_is_told_by_its_record() {
+        let now = Instant::now();
+        let process = Some(crate::Started { pid: 4711, start_time: 1, at: now, go_at: now });
+        let line = || Some("Out of memory: Killed process 4711 (python3) total-vm:1kB".to_owned());
+        let by_pid = ExitRecord { process, ..record(Status::Signaled(libc::SIGKILL)) };
+        let failure = classify_by(&by_pid, b"epoch 3\n", |killed| match killed {
+            Killed::Process(4711) => line(),
+            _ => None,
+        });
+        let failure = failure.expect("it failed");
+        assert_eq!((failure.class, failure.evidence), (FailureClass::HostOom, line()));
+
+        let child = ExitRecord { process, ..record(Status::Exited(137)) };
+        let by_time = |killed| matches!(killed, Killed::AnyBetween { .. }).then(line).flatten();
+        assert_eq!(classify_by(&child, b"", by_time).map(|failure| failure.class), Some(FailureClass::HostOom));
+        assert_eq!(classify_by(&child, b"", |_| None).map(|failure| failure.class), Some(FailureClass::Exit));
+        // One that was killed by somebody is not asked about when another signal ended it.
+        let other = ExitRecord { process, ..record(Status::Signaled(libc::SIGTERM)) };
+        assert_eq!(classify_by(&other, b"", |_| line()).map(|failure| failure.class), Some(FailureClass::Signal));
+    }
+
+    #[test]
+    fn what_its_control_group_counted_is_evidence() {
+        let clean = crate::Clean {
+            leftovers: 0,
+            at: Instant::now(),
+            usage: taxiway_job::Usage::default(),
+            log_dropped_bytes: 0,
+            oom_kills: 2,
+        };
+        let ended = ExitRecord { clean: Some(clean), ..record(Status::Exited(1)) };
+        let failure = classify(&ended, b"RuntimeError: worker died").expect("it failed");
+        assert_eq!(failure.class, FailureClass::HostOom);
+        assert!(failure.evidence.is_some_and(|line| line.ends_with("oom_kill 2")));
+        assert_eq!(classify(&ExitRecord { status: Status::Exited(0), ..ended }, b""), None);
     }
 
     fn class_of(status: Status, log: &str) -> Option<FailureClass> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use taxiway_job::{JobId, LaunchId, Progress};
+use taxiway_job::{JobId, LaunchId, ProcessSpec, Progress};
 
 use crate::record::ExitRecord;
 
@@ -35,8 +35,8 @@ pub struct LaunchPlan {
     pub time_limit: Option<Duration>,
     /// How long the time limit waits between the stop signal and SIGKILL.
     pub grace: Duration,
-    /// The signal that asks the job to stop when its time is up (signal(7)); usually SIGTERM.
-    pub stop_signal: i32,
+    /// How its process is set up, asked to stop and warned of its time limit.
+    pub process: ProcessSpec,
 }
 
 /// The file that `{config_file}` names.
@@ -68,6 +68,8 @@ pub struct Unsettled {
     pub phase: StoredPhase,
     /// The [`crate::boot_id`] under which it was committed.
     pub boot_id: String,
+    /// The job's time limit. A shim that is adopted is told: the host may have ended between storing another one and saying so.
+    pub time_limit: Option<Duration>,
 }
 
 /// The phase of an attempt in the store.

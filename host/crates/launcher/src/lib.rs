@@ -33,6 +33,7 @@
 
 #![deny(missing_docs)]
 
+mod cgroup;
 pub mod clock;
 #[cfg(test)]
 mod crash_points;
@@ -50,6 +51,7 @@ mod spawner;
 mod watch;
 mod wire;
 
+pub use cgroup::Delegated;
 pub use clock::{Instant, boot_id};
 pub use launch::{
     AdoptedPhase, ConfigFile, Event, GoError, LaunchPlan, Launcher, PrepareError, Settlement, Started, Stop,

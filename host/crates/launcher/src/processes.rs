@@ -167,6 +167,11 @@ impl Ending {
         u32::try_from(self.killed.len()).unwrap_or(u32::MAX)
     }
 
+    /// Counts processes that are about to be killed otherwise.
+    pub(crate) fn note(&mut self, pids: &[i32]) {
+        self.killed.extend(pids.iter().filter_map(|pid| Some((*pid, stat(*pid)?.start_time))));
+    }
+
     /// One pass over what `look` finds. Returns all that were found alive, also those that an earlier pass has killed and that
     /// have not gone yet. No descriptor is kept per process: a fork bomb has more processes than a program may have of those.
     pub(crate) fn pass(&mut self, mut look: impl FnMut() -> Vec<i32>) -> Vec<(i32, u64)> {

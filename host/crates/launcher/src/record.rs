@@ -81,6 +81,9 @@ pub struct Clean {
     pub usage: Usage,
     /// Bytes of output that the log does not hold, because of its size cap or a full disk.
     pub log_dropped_bytes: u64,
+    /// How many of its processes the kernel ended because memory ran out, as its control group counted them.
+    #[serde(default)]
+    pub oom_kills: u64,
 }
 
 /// The first step's content.
@@ -213,7 +216,7 @@ mod tests {
     }
 
     fn clean() -> Clean {
-        Clean { leftovers: 2, at: Instant::now(), usage: Usage::default(), log_dropped_bytes: 0 }
+        Clean { leftovers: 2, at: Instant::now(), usage: Usage::default(), log_dropped_bytes: 0, oom_kills: 0 }
     }
 
     fn file(record: &ExitRecord, clean: &Clean) -> (Vec<u8>, Vec<u8>) {

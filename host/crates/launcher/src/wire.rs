@@ -5,7 +5,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use taxiway_job::LaunchId;
+use taxiway_job::{LaunchId, ProcessSpec};
 
 use crate::launch::Started;
 use crate::record::ExitRecord;
@@ -31,6 +31,8 @@ pub(crate) mod file {
     pub(crate) const STARTED: &str = "started";
     /// Where a restarted host finds the shim.
     pub(crate) const SOCKET: &str = "shim.sock";
+    /// The path of the job's control group, where it has one.
+    pub(crate) const GROUP: &str = "cgroup";
     /// Where the job may write how far it is.
     pub(crate) const PROGRESS: &str = "progress.json";
 }
@@ -44,8 +46,12 @@ pub(crate) struct ShimPlan {
     pub(crate) hide_gpus: bool,
     pub(crate) time_limit_ms: Option<u64>,
     pub(crate) grace_ms: u64,
-    pub(crate) stop_signal: i32,
+    pub(crate) process: ProcessSpec,
     pub(crate) log_max_size: u64,
+    /// The control group below which the job gets its own.
+    pub(crate) group_base: Option<String>,
+    /// How long its processes may survive SIGKILL before they are reported.
+    pub(crate) unkillable_ms: u64,
 }
 
 /// From a host to a shim.

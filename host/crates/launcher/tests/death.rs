@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use support::{Bench, PROGRAM, Start, kill, lives, parent, patiently, processes_of, sh};
+use support::{Bench, PROGRAM, Start, gone, kill, lives, lock_holder, parent, processes_of, sh};
 use taxiway_launcher::{AdoptedPhase, Event, Launcher, Settlement, Status, Stop, StoredPhase, Unsettled};
 
 /// A host in a process of its own that has taken a launch to a phase, and what it printed then.
@@ -285,7 +285,13 @@ async fn after_a_reboot_only_what_was_never_told_to_start_keeps_its_place() {
         let start = Start::new();
         std::fs::create_dir_all(bench.launch_dir(start)).expect("a directory");
         let boot_id = "00000000-0000-4000-8000-000000000000".to_owned();
-        bench.launcher.recover(vec![Unsettled { job: start.job, launch: start.launch, phase, boot_id }]);
+        bench.launcher.recover(vec![Unsettled {
+            job: start.job,
+            launch: start.launch,
+            phase,
+            boot_id,
+            time_limit: None,
+        }]);
         let settlement = bench.settlement(start).await;
         assert_eq!(matches!(settlement, Settlement::NotStarted { .. }), keeps_its_place, "{phase:?}: {settlement:?}");
     }
@@ -308,23 +314,100 @@ async fn the_time_limit_holds_while_no_host_lives() {
     assert!(!lives(pid));
 }
 
-/// Waits until a process is gone, by its pidfd.
-async fn gone(pid: i32) {
-    // SAFETY: the call takes two integers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
-    if fd < 0 {
-        return;
-    }
-    let wait = tokio::task::spawn_blocking(move || {
-        let mut poll = libc::pollfd { fd: i32::try_from(fd).expect("a descriptor"), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd is given and valid; the descriptor is closed once.
-        unsafe {
-            libc::poll(&raw mut poll, 1, -1);
-            libc::close(poll.fd);
-        }
-    });
-    patiently(wait).await.expect("it waits");
+#[tokio::test]
+async fn a_time_limit_that_was_stored_and_not_told_is_told_at_the_adoption() {
+    let mut bench = Bench::new();
+    let start = Start::new();
+    let host = Host::start(&bench, start, "running", "trap 'exit 9' TERM; while :; do sleep 1000 & wait; done");
+    let pid = host.job_pid();
+    host.kill();
+    let boot_id = taxiway_launcher::boot_id().expect("/proc");
+    let time_limit = Some(Duration::from_millis(1));
+    let (job, launch, phase) = (start.job, start.launch, StoredPhase::Running);
+    bench.launcher.recover(vec![Unsettled { job, launch, phase, boot_id, time_limit }]);
+    assert!(matches!(bench.event().await, Event::Adopted { .. }));
+    let record = bench.end(start).await;
+    assert!(record.timed_out(), "{record:?}");
+    assert!(!lives(pid));
 }
+
+#[tokio::test]
+async fn an_extension_during_the_search_for_the_shim_is_not_lost() {
+    let mut bench = Bench::new();
+    let start = Start::new();
+    let host = Host::start(&bench, start, "running", "trap 'exit 9' TERM; while :; do sleep 1000 & wait; done");
+    let shim = parent(host.job_pid());
+    kill(shim, libc::SIGSTOP);
+    host.kill();
+    bench.recover(start, StoredPhase::Running);
+    assert!(matches!(bench.event().await, Event::Unresponsive { .. }));
+    bench.launcher.extend(start.launch, Some(Duration::from_millis(1)));
+    kill(shim, libc::SIGCONT);
+    assert!(matches!(bench.event().await, Event::Adopted { .. }));
+    assert!(bench.end(start).await.timed_out());
+}
+
+#[tokio::test]
+async fn a_shim_of_an_older_version_is_adopted_and_its_end_is_taken() {
+    let mut bench = Bench::new();
+    let start = Start::new();
+    std::fs::create_dir_all(bench.launch_dir(start)).expect("a directory");
+    let mut shim = Command::new("python3")
+        .args(["-c", OLD_SHIM])
+        .arg(bench.launch_dir(start))
+        .arg(start.launch.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 starts");
+    let mut line = String::new();
+    BufReader::new(shim.stdout.take().expect("a pipe")).read_line(&mut line).expect("it listens");
+    bench.recover(start, StoredPhase::Running);
+    match bench.event().await {
+        Event::Adopted { phase: AdoptedPhase::Running(process), .. } => assert_eq!(process.pid, 4711),
+        other => panic!("not adopted: {other:?}"),
+    }
+    let record = bench.end(start).await;
+    assert_eq!(record.status, Status::Exited(5));
+    let clean = record.clean.expect("it said so");
+    assert_eq!((clean.leftovers, clean.oom_kills), (1, 0));
+    bench.launcher.confirm(start.launch);
+    assert!(shim.wait().expect("it was a child").success(), "it heard that its end is committed");
+}
+
+/// A shim that speaks an older version of the protocol, with messages and fields that nobody knows any more and without those
+/// that came later. It ends with status 0 once its end is confirmed.
+const OLD_SHIM: &str = r#"
+import fcntl, json, os, socket, sys
+os.chdir(sys.argv[1])
+launch = sys.argv[2]
+lock = open("lock", "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("shim.sock")
+listener.listen()
+print("up", flush=True)
+connection, _ = listener.accept()
+lines = connection.makefile("r")
+hello = json.loads(lines.readline())["hello"]
+assert hello["launch"] == launch and hello["version"] >= 1, hello
+at = {"monotonic_ns": 1, "boottime_ns": 1, "unix_ms": 1, "of_old": True}
+process = {"pid": 4711, "start_time": 1, "at": at, "go_at": at}
+clean = {"leftovers": 1, "at": at, "usage": {}, "log_dropped_bytes": 0}
+usage = {"wall_seconds": None, "cpu_seconds": None, "peak_rss_bytes": None, "gpu_seconds": None,
+         "peak_gpu_memory_bytes": None, "mean_gpu_utilization": None, "energy_joules": None}
+clean["usage"] = usage
+record = {"launch": launch, "status": {"exited": 5}, "process": process, "ended": at, "stopped_by": None, "clean": clean}
+for message in [
+    {"adopted": {"version": 0, "launch": launch, "shim_pid": os.getpid(), "phase": {"running": process}, "colour": "red"}},
+    {"of_old": {"nobody": "knows"}},
+    {"ended": record},
+]:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+for line in lines:
+    if json.loads(line) == "confirm":
+        sys.exit(0)
+sys.exit(1)
+"#;
 
 /// All descendants of a process.
 fn descendants(pid: i32) -> Vec<i32> {
@@ -334,13 +417,4 @@ fn descendants(pid: i32) -> Vec<i32> {
         .map(|child| child.parse().expect("a pid"))
         .flat_map(|child: i32| [vec![child], descendants(child)].concat())
         .collect()
-}
-
-/// The holder of a launch's lock.
-fn lock_holder(bench: &Bench, start: Start) -> i32 {
-    let lock = std::fs::OpenOptions::new().write(true).open(bench.launch_dir(start).join("lock")).expect("a lock");
-    let mut holder = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-    nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_GETLK(&mut holder)).expect("it can be asked");
-    assert_ne!(i32::from(holder.l_type), libc::F_UNLCK, "nobody holds it");
-    holder.l_pid
 }

@@ -328,7 +328,7 @@ async fn the_jobs_directory_may_have_a_path_longer_than_a_sockets_address() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let long = directory.path().join("d".repeat(200));
     let (sender, mut events) = tokio::sync::mpsc::channel(8);
-    let options = taxiway_launcher::Options { jobs_dir: long, program: support::PROGRAM.into(), log_max_size: 1 << 20 };
+    let options = taxiway_launcher::Options::new(long, support::PROGRAM.into(), 1 << 20);
     let launcher = taxiway_launcher::LocalLauncher::start(options, sender).expect("a launcher");
     let bench = Bench::new();
     let start = Start::new();

@@ -6,6 +6,7 @@ mod execute;
 mod explain;
 mod jobs;
 mod log;
+mod metrics;
 mod operate;
 mod plugins;
 mod probes;
@@ -76,6 +77,7 @@ pub(super) static ROUTES: &[Route] = &[
     route!(patch "/api/v1/jobs/{id}", SUBMIT, edit::edit, [] -> Some("Job"), "Change a job that waits, or the time limit of one that runs"),
     route!(get "/api/v1/jobs/{id}/explain", READ, explain::explain, [] -> Some("Explanation"), "Why it waits or failed, and what plugins said of it"),
     route!(get "/api/v1/jobs/{id}/log", READ, log::log, ["follow"] -> None, "The log: whole, a range of it, or as it grows"),
+    route!(get "/api/v1/jobs/{id}/metrics", READ, metrics::metrics, ["attempt" "points"] -> Some("JobMetrics"), "What it reported over time, as series"),
     route!(post "/api/v1/jobs/{id}/cancel", SUBMIT, operate::cancel, [] -> Some("Job"), "Cancel a job"),
     route!(post "/api/v1/jobs/{id}/hold", SUBMIT, operate::hold, [] -> Some("Job"), "Take a queued job out of the line"),
     route!(post "/api/v1/jobs/{id}/release", SUBMIT, operate::release, [] -> Some("Job"), "Put a held job back into the line"),

@@ -171,7 +171,12 @@ async fn read_logs(api: &Api, id: &str, query: Option<&str>) -> Result<Logs, Ref
     let logs = lines[first..]
         .iter()
         .take(window.limit)
-        .map(|line| String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']).to_owned())
+        .map(|line| {
+            let text = String::from_utf8_lossy(line);
+            let text = text.trim_end_matches(['\r', '\n']);
+            // Of a progress bar, what stood there in the end.
+            text.rsplit('\r').next().unwrap_or(text).to_owned()
+        })
         .collect();
     Ok(Logs { job_id: public_id(&job), logs, total_lines: lines.len(), offset: window.offset, limit: window.limit })
 }

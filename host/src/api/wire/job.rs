@@ -188,7 +188,7 @@ impl<'de> Deserialize<'de> for Env<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::json;
-    use taxiway_job::JobSpec;
+    use taxiway_job::{JobSpec, ProcessSpec};
 
     use super::*;
 
@@ -214,6 +214,7 @@ pub(crate) mod tests {
                 external_id: None,
                 config_format: ConfigFormat::Json,
                 terms: taxiway_job::Terms::default(),
+                process: ProcessSpec::default(),
             },
             config: Map::from_iter([("lr".to_owned(), json!(0.1))]),
             submitted_config: None,

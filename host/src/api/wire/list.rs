@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use taxiway_job::{Problem, Rewrite};
+use taxiway_job::{JobId, Problem, Rewrite, Time};
 
 use super::Job;
 use crate::queue::Mode;
@@ -16,6 +16,30 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// What to send as `cursor` for the next page; null on the last.
     pub next_cursor: Option<String>,
+}
+
+/// `GET /jobs/{id}/metrics`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobMetrics {
+    /// Whose.
+    pub job_id: JobId,
+    /// Which attempt's.
+    pub attempt: u32,
+    /// Where the series begin: when its process was started.
+    pub started_at: Option<Time>,
+    /// One for each name that was reported.
+    pub items: Vec<Series>,
+    /// Always null: all series are in one answer.
+    pub next_cursor: Option<String>,
+}
+
+/// One series.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Series {
+    /// `progress` (0 to 1), `step`, `epoch`, or the name of a metric of the job.
+    pub name: String,
+    /// Seconds since the start, and the value.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// `GET /queue`.

@@ -15,7 +15,7 @@ pub use event::{Event, Heard};
 #[cfg(test)]
 pub(crate) use job::tests as job_tests;
 pub use job::{Env, Job};
-pub use list::{Health, Page, QueueSummary, Verdict};
+pub use list::{Health, JobMetrics, Page, QueueSummary, Series, Verdict};
 pub use operation::{Explanation, Move, MoveTo, Requeue};
 pub use problem::ProblemDocument;
 pub use submission::Submission;

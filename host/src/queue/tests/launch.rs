@@ -123,7 +123,8 @@ impl Launch {
             _ => None,
         };
         self.marked = true;
-        let clean = Clean { leftovers: 0, at: Instant::now(), usage: Usage::default(), log_dropped_bytes: 0 };
+        let clean =
+            Clean { leftovers: 0, at: Instant::now(), usage: Usage::default(), log_dropped_bytes: 0, oom_kills: 0 };
         self.record = Some(ExitRecord {
             launch: self.id,
             status,

@@ -10,3 +10,12 @@ ALTER TABLE jobs ADD COLUMN submitted_beside TEXT;
 ALTER TABLE jobs ADD COLUMN launch_verdicts TEXT;
 -- The latest ends: what a forecast goes by.
 CREATE INDEX jobs_ended ON jobs (finished_at) WHERE finished_at IS NOT NULL;
+-- How far each attempt said it was, over time: a sample is a JSON object of numbers. They become rarer as the attempt goes on
+-- (queue/samples.rs), so that their number is bounded.
+CREATE TABLE samples (
+    job     BLOB    NOT NULL,
+    attempt INTEGER NOT NULL,
+    at      INTEGER NOT NULL,
+    data    TEXT    NOT NULL,
+    PRIMARY KEY (job, attempt, at)
+) WITHOUT ROWID;

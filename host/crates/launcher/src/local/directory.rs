@@ -4,10 +4,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::FallocateFlags;
-use taxiway_job::{JobId, LaunchId};
+use taxiway_job::{JobId, LaunchId, ProcessSpec};
 
+use crate::cgroup::Delegated;
 use crate::launch::{LaunchPlan, PrepareError};
 use crate::shim::DEFAULT_PATH;
 use crate::wire::{ShimPlan, file};
@@ -35,6 +37,13 @@ impl User {
     }
 }
 
+/// What holds for the jobs of a launcher alike.
+pub(super) struct Limits {
+    pub(super) log_max_size: u64,
+    pub(super) groups: Option<Delegated>,
+    pub(super) unkillable_after: Duration,
+}
+
 /// `jobs/ID`, kept across attempts.
 pub(crate) fn job_directory(jobs_dir: &Path, job: JobId) -> PathBuf {
     jobs_dir.join(job.to_string())
@@ -46,13 +55,8 @@ pub(crate) fn launch_directory(jobs_dir: &Path, job: JobId, launch: LaunchId) ->
 }
 
 /// Makes the directory with the configuration, an empty exit record and an empty log. Leaves nothing behind when it fails.
-pub(super) fn make(
-    jobs_dir: &Path,
-    plan: &LaunchPlan,
-    user: &User,
-    log_max_size: u64,
-) -> Result<ShimPlan, PrepareError> {
-    let shim_plan = fill_in(jobs_dir, plan, user, log_max_size)?;
+pub(super) fn make(jobs_dir: &Path, plan: &LaunchPlan, user: &User, limits: &Limits) -> Result<ShimPlan, PrepareError> {
+    let shim_plan = fill_in(jobs_dir, plan, user, limits)?;
     let directory = launch_directory(jobs_dir, plan.job, plan.launch);
     let mut builder = DirBuilder::new();
     builder.mode(0o700);
@@ -99,7 +103,7 @@ fn failed(path: &Path, error: &io::Error) -> PrepareError {
 }
 
 /// Fills in the placeholders and makes the whole environment but for the GPUs.
-fn fill_in(jobs_dir: &Path, plan: &LaunchPlan, user: &User, log_max_size: u64) -> Result<ShimPlan, PrepareError> {
+fn fill_in(jobs_dir: &Path, plan: &LaunchPlan, user: &User, limits: &Limits) -> Result<ShimPlan, PrepareError> {
     let wrong = |message: String| PrepareError::Plan(message);
     let text = |path: PathBuf| {
         path.into_os_string().into_string().map_err(|path| wrong(format!("the path {path:?} is not valid UTF-8")))
@@ -164,15 +168,29 @@ fn fill_in(jobs_dir: &Path, plan: &LaunchPlan, user: &User, log_max_size: u64) -
         hide_gpus: plan.hide_gpus,
         time_limit_ms: plan.time_limit.map(milliseconds),
         grace_ms: milliseconds(plan.grace),
-        stop_signal: plan.stop_signal,
-        log_max_size,
+        process: ProcessSpec {
+            // Without a group that has the controller there is nothing that could bound it; the service has said so.
+            memory: plan.process.memory.filter(|_| limits.groups.as_ref().is_some_and(Delegated::bounds_memory)),
+            ..plan.process.clone()
+        },
+        log_max_size: limits.log_max_size,
+        group_base: limits.groups.as_ref().map(|groups| text(groups.path().to_owned())).transpose()?,
+        unkillable_ms: milliseconds(limits.unkillable_after),
     })
 }
 
 fn is_reserved(name: &str) -> bool {
     matches!(
         name,
-        "" | "." | ".." | file::LOCK | file::EXIT | file::LOG | file::STARTED | file::SOCKET | file::PROGRESS
+        "" | "."
+            | ".."
+            | file::LOCK
+            | file::EXIT
+            | file::LOG
+            | file::STARTED
+            | file::SOCKET
+            | file::PROGRESS
+            | file::GROUP
     )
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use taxiway_job::{JobId, LaunchId, Progress};
 use tokio::sync::watch;
@@ -47,6 +48,9 @@ pub(super) struct Launch {
     pub(super) directory: PathBuf,
     state: Mutex<State>,
     fate: watch::Sender<Fate>,
+    /// The time limit that was set since the plan was made, or that the store of a restarted host has: the shim may not have
+    /// heard of it. None while the plan's holds.
+    stored_limit: Mutex<Option<Option<Duration>>>,
 }
 
 /// Whose child a shim is, which decides how one learns that it is gone.
@@ -82,7 +86,16 @@ impl Launch {
             directory: launch_directory(jobs_dir, job, id),
             state: Mutex::new(state),
             fate: watch::Sender::new(Fate::Unknown),
+            stored_limit: Mutex::new(None),
         }
+    }
+
+    pub(super) fn set_stored_limit(&self, time_limit: Option<Duration>) {
+        *self.stored_limit.lock().unwrap_or_else(PoisonError::into_inner) = Some(time_limit);
+    }
+
+    pub(super) fn stored_limit(&self) -> Option<Option<Duration>> {
+        *self.stored_limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -98,7 +111,7 @@ impl Launch {
         let launch = self.id;
         let made = {
             let inner = Arc::clone(inner);
-            blocking(move || directory::make(&inner.jobs_dir, &plan, &inner.user, inner.log_max_size)).await
+            blocking(move || directory::make(&inner.jobs_dir, &plan, &inner.user, &inner.limits)).await
         };
         let plan = match made {
             Ok(Ok(plan)) => plan,

@@ -14,16 +14,19 @@ mod spawner;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use taxiway_job::LaunchId;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 pub(crate) use self::directory::launch_directory;
-use self::directory::{User, milliseconds};
+use self::directory::{Limits, User, milliseconds};
 use self::launch::{Fate, Launch, State};
 use self::spawner::Spawner;
+use crate::cgroup::Delegated;
 use crate::launch::{Event, GoError, LaunchPlan, Launcher, Settlement, Stop, Unsettled};
+use crate::processes::UNKILLABLE_NS;
 use crate::wire::{Request, SpawnerReport};
 
 /// How a [`LocalLauncher`] is set up.
@@ -36,6 +39,19 @@ pub struct Options {
     pub program: PathBuf,
     /// The most a job's log may have, in bytes.
     pub log_max_size: u64,
+    /// The control group below which each job gets its own, if there is one.
+    pub groups: Option<Delegated>,
+    /// How long a process may survive SIGKILL before [`Event::Unkillable`] says so.
+    pub unkillable_after: Duration,
+}
+
+impl Options {
+    /// Options with the defaults: no control groups, DESIGN's minute for what does not die.
+    #[must_use]
+    pub fn new(jobs_dir: PathBuf, program: PathBuf, log_max_size: u64) -> Self {
+        let unkillable_after = Duration::from_nanos(UNKILLABLE_NS);
+        Self { jobs_dir, program, log_max_size, groups: None, unkillable_after }
+    }
 }
 
 /// Why a launcher could not be started.
@@ -71,7 +87,7 @@ pub struct LocalLauncher {
 struct Inner {
     jobs_dir: PathBuf,
     program: PathBuf,
-    log_max_size: u64,
+    limits: Limits,
     user: User,
     boot_id: String,
     runtime: Handle,
@@ -101,7 +117,11 @@ impl LocalLauncher {
         let inner = Inner {
             jobs_dir,
             program: options.program,
-            log_max_size: options.log_max_size,
+            limits: Limits {
+                log_max_size: options.log_max_size,
+                groups: options.groups,
+                unkillable_after: options.unkillable_after,
+            },
             user: User::current(),
             boot_id,
             runtime: Handle::current(),
@@ -204,7 +224,11 @@ impl Launcher for LocalLauncher {
         self.say(launch, &Request::Stop { grace_ms: stop.grace.map(milliseconds), signal: stop.signal });
     }
 
-    fn extend(&self, launch: LaunchId, time_limit: Option<std::time::Duration>) {
+    fn extend(&self, launch: LaunchId, time_limit: Option<Duration>) {
+        if let Some(entry) = self.inner.find(launch) {
+            // A shim that is just being looked for hears of it when it is found.
+            entry.set_stored_limit(time_limit);
+        }
         self.say(launch, &Request::Extend { time_limit_ms: time_limit.map(milliseconds) });
     }
 

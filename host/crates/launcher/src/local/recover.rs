@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::Inner;
 use super::control::Control;
+use super::directory::milliseconds;
 use super::launch::{Launch, State, blocking, open_directory};
 use super::settle::Settled;
 use crate::launch::{AdoptedPhase, Event, Settlement, Unsettled};
@@ -36,6 +37,7 @@ impl Launch {
     /// Finds out what became of an attempt that the store holds unsettled.
     pub(super) async fn recover(self: Arc<Self>, inner: &Arc<Inner>, attempt: Unsettled) {
         let known = Known { phase: attempt.phase, same_boot: attempt.boot_id == inner.boot_id };
+        self.set_stored_limit(attempt.time_limit);
         self.search(inner, known).await;
     }
 
@@ -76,6 +78,10 @@ impl Launch {
             Phase::Running(process) => AdoptedPhase::Running(process),
             Phase::Ended => AdoptedPhase::Ended,
         };
+        if let Some(time_limit) = self.stored_limit() {
+            // A shim that goes away meanwhile shows as the end of the stream.
+            let _ = adopted.control.send(&Request::Extend { time_limit_ms: time_limit.map(milliseconds) });
+        }
         inner.report(Event::Adopted { launch, phase }).await;
         self.follow_adopted(inner, adopted.control, adopted.lines, adopted.shim_pid).await
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use taxiway_job::LaunchId;
 
+use crate::cgroup::Group;
 use crate::launch::Settlement;
 use crate::lock::{self, Lock};
 use crate::processes::{self, Ending, UNKILLABLE_NS, pidfd_open};
@@ -38,7 +39,7 @@ pub(super) fn settle(
             Ok(lock) => lock,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Whoever removed the directory took the evidence with it.
-                end_processes(launch, unkillable);
+                end_processes(launch, None, unkillable);
                 let evidence = format!("the launch's directory {} is missing", directory.display());
                 return Ok(Settled::Yes(Settlement::Lost { evidence }));
             }
@@ -49,8 +50,15 @@ pub(super) fn settle(
     }
     // Only now is the record final: a shim may have written it after somebody else had looked.
     let record = read_record(directory)?.filter(|record| record.launch == launch);
+    let group = group_in(directory);
     if record.as_ref().is_none_or(|record| record.clean.is_none()) {
-        end_processes(launch, unkillable);
+        if let Some(group) = &group {
+            group.kill();
+        }
+        end_processes(launch, group.as_ref(), unkillable);
+    }
+    if let Some(group) = group {
+        group.remove();
     }
     let started = directory.join(file::STARTED).try_exists()?;
     drop::<File>(lock);
@@ -87,11 +95,11 @@ fn read_record(directory: &Path) -> io::Result<Option<ExitRecord>> {
 
 /// Ends every process that carries the launch's id in its environment, and all that are their descendants or in their sessions,
 /// until two looks in a row find none (DESIGN §5, step 6).
-fn end_processes(launch: LaunchId, unkillable: &dyn Fn(Vec<i32>)) {
+fn end_processes(launch: LaunchId, group: Option<&Group>, unkillable: &dyn Fn(Vec<i32>)) {
     let mut ending = Ending::default();
     let mut quiet = 0;
     while quiet < 2 {
-        let found = ending.pass(|| find(launch));
+        let found = ending.pass(|| find(launch, group));
         if found.is_empty() {
             quiet += 1;
             continue;
@@ -138,8 +146,14 @@ fn reap(pidfd: i32) {
     }
 }
 
+/// The control group that the shim made for the job, if it is still there.
+fn group_in(directory: &Path) -> Option<Group> {
+    let path = fs::read_to_string(directory.join(file::GROUP)).ok()?;
+    Group::open(path.into()).ok()
+}
+
 /// The processes of a launch that nobody is the parent of any more.
-fn find(launch: LaunchId) -> Vec<i32> {
+fn find(launch: LaunchId, group: Option<&Group>) -> Vec<i32> {
     let variable = format!("TAXIWAY_LAUNCH_ID={launch}").into_bytes();
     let me = i32::try_from(std::process::id()).unwrap_or(0);
     let all = processes::all();
@@ -148,6 +162,7 @@ fn find(launch: LaunchId) -> Vec<i32> {
             .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_slice()))
     };
     let mut found: HashSet<i32> = all.iter().copied().filter(|pid| *pid != me && marked(*pid)).collect();
+    found.extend(group.map(Group::pids).unwrap_or_default());
     if found.is_empty() {
         return Vec::new();
     }

@@ -20,6 +20,9 @@ impl Shim {
                 break status;
             }
         };
+        if let Some(group) = &self.group {
+            group.remove();
+        }
         // Nobody finds a shim there any more; if it stays, a connection to it is refused.
         let _ = nix::unistd::unlinkat(&self.directory, file::SOCKET, nix::unistd::UnlinkatFlags::NoRemoveDir);
         status
@@ -78,14 +81,14 @@ impl Shim {
             State::Armed(_) | State::Changing => None,
             State::Running(running) => {
                 let stop = match &running.stopping {
-                    None => self.limits.deadline(running),
+                    None => self.limits.next(running),
                     Some(Stopping { kill: Kill::At(at), .. }) => Some(*at),
-                    Some(Stopping { kill: Kill::Sent(killing), .. }) => killing.report_at(),
+                    Some(Stopping { kill: Kill::Sent(killing), .. }) => killing.report_at,
                 };
                 let mark = running.mark.as_ref().map(|(at, _)| *at);
                 stop.into_iter().chain(mark).min()
             }
-            State::Leftovers(leftovers) => leftovers.killing.report_at(),
+            State::Leftovers(leftovers) => leftovers.killing.report_at,
             State::Ended(ended) => Some(ended.sync_at),
         };
         // Zero would disarm it.

@@ -8,6 +8,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use taxiway_job::{Limit, Resource};
+
+use super::fork;
+use crate::cgroup::Group;
 use crate::record::LaunchError;
 use crate::wire::ShimPlan;
 
@@ -25,10 +29,45 @@ pub(super) struct Command {
     candidates: Vec<CString>,
     cwd: CString,
     hide_gpus: bool,
+    umask: Option<libc::mode_t>,
+    limits: Vec<(Resource, ResourceLimit)>,
     null: OwnedFd,
     output: OwnedFd,
     stack: Box<[u8]>,
     shown: Vec<String>,
+}
+
+/// A resource's number and its limit, as setrlimit(2) wants them.
+#[derive(Clone, Copy)]
+struct ResourceLimit {
+    resource: libc::__rlimit_resource_t,
+    limit: libc::rlimit,
+}
+
+impl ResourceLimit {
+    fn new(resource: Resource, limit: Limit) -> Self {
+        let resource = match resource {
+            Resource::As => libc::RLIMIT_AS,
+            Resource::Core => libc::RLIMIT_CORE,
+            Resource::Cpu => libc::RLIMIT_CPU,
+            Resource::Data => libc::RLIMIT_DATA,
+            Resource::Fsize => libc::RLIMIT_FSIZE,
+            Resource::Memlock => libc::RLIMIT_MEMLOCK,
+            Resource::Msgqueue => libc::RLIMIT_MSGQUEUE,
+            Resource::Nice => libc::RLIMIT_NICE,
+            Resource::Nofile => libc::RLIMIT_NOFILE,
+            Resource::Nproc => libc::RLIMIT_NPROC,
+            Resource::Rtprio => libc::RLIMIT_RTPRIO,
+            Resource::Rttime => libc::RLIMIT_RTTIME,
+            Resource::Sigpending => libc::RLIMIT_SIGPENDING,
+            Resource::Stack => libc::RLIMIT_STACK,
+        };
+        let limit = match limit {
+            Limit::AtMost(limit) => limit,
+            Limit::Unlimited => libc::RLIM_INFINITY,
+        };
+        Self { resource, limit: libc::rlimit { rlim_cur: limit, rlim_max: limit } }
+    }
 }
 
 /// What the child reads, and where it leaves its error.
@@ -38,6 +77,11 @@ struct Child {
     env: *const *const libc::c_char,
     candidates: *const *const libc::c_char,
     cwd: *const libc::c_char,
+    umask: Option<libc::mode_t>,
+    limits: *const (Resource, ResourceLimit),
+    limits_count: usize,
+    /// The limit that was being set.
+    limit: usize,
     null: RawFd,
     output: RawFd,
     parent: libc::pid_t,
@@ -52,6 +96,7 @@ struct Child {
 enum Step {
     Process,
     Directory,
+    Limit,
     Exec,
 }
 
@@ -78,6 +123,13 @@ impl Command {
             candidates,
             cwd: text(&plan.cwd)?,
             hide_gpus: plan.hide_gpus,
+            umask: plan.process.umask,
+            limits: plan
+                .process
+                .rlimits
+                .iter()
+                .map(|(resource, limit)| (*resource, ResourceLimit::new(*resource, *limit)))
+                .collect(),
             null: null.into(),
             output,
             stack: vec![0; STACK_BYTES].into_boxed_slice(),
@@ -87,7 +139,7 @@ impl Command {
 
     /// Forks and executes the command in a process group of its own. Returns its pid once the exec is done. The shim's end of
     /// the output pipe is closed either way.
-    pub(super) fn start(mut self, gpu_uuids: &[String]) -> Result<libc::pid_t, LaunchError> {
+    pub(super) fn start(mut self, gpu_uuids: &[String], group: Option<&Group>) -> Result<libc::pid_t, LaunchError> {
         if self.hide_gpus {
             self.env.push(c"CUDA_VISIBLE_DEVICES=".to_owned());
         } else if !gpu_uuids.is_empty() {
@@ -110,6 +162,10 @@ impl Command {
             env: env.as_ptr(),
             candidates: candidates.as_ptr(),
             cwd: self.cwd.as_ptr(),
+            umask: self.umask,
+            limits: self.limits.as_ptr(),
+            limits_count: self.limits.len(),
+            limit: 0,
             null: self.null.as_raw_fd(),
             output: self.output.as_raw_fd(),
             parent,
@@ -117,27 +173,22 @@ impl Command {
             errno: 0,
             step: Step::Process,
         };
-        // The stack grows down from an address that the ABI wants to be a multiple of 16.
-        let top = self.stack.as_mut_ptr_range().end;
-        let top = top.wrapping_sub(top as usize % 16);
-        // SAFETY: CLONE_VFORK keeps this thread from running, and all that `child` points to from being freed, until the child
-        // has executed another program or ended. The child runs on a stack of its own and `in_child` keeps to system calls.
-        // Every signal is blocked in this process, so no handler runs in the shared memory.
-        let pid = unsafe {
-            libc::clone(
-                in_child,
-                top.cast(),
-                libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
-                (&raw mut child).cast(),
+        // SAFETY: the child keeps this thread from running, and all that `child` points to from being freed, until it has executed
+        // another program or ended. It runs on a stack of its own and `in_child` keeps to system calls. Every signal is blocked
+        // in this process, so no handler runs in the shared memory.
+        let forked = unsafe { fork::fork(in_child, (&raw mut child).cast(), &mut self.stack, group.map(Group::fd)) };
+        let pid = match forked {
+            Ok(pid) => pid,
+            Err(error) => return Err(self.error(error.raw_os_error().unwrap_or(0), format!("cannot fork: {error}"))),
+        };
+        // SAFETY: the child has left this memory; the read is volatile because the compiler did not see it being written.
+        let (errno, step, limit) = unsafe {
+            (
+                ptr::read_volatile(&raw const child.errno),
+                ptr::read_volatile(&raw const child.step),
+                ptr::read_volatile(&raw const child.limit),
             )
         };
-        if pid < 0 {
-            let error = io::Error::last_os_error();
-            return Err(self.error(error.raw_os_error().unwrap_or(0), format!("cannot fork: {error}")));
-        }
-        // SAFETY: the child has left this memory; the read is volatile because the compiler did not see it being written.
-        let (errno, step) =
-            unsafe { (ptr::read_volatile(&raw const child.errno), ptr::read_volatile(&raw const child.step)) };
         if errno == 0 {
             return Ok(pid);
         }
@@ -147,6 +198,10 @@ impl Command {
         let message = match step {
             Step::Process => format!("cannot set up the process: {error}"),
             Step::Directory => format!("cannot enter the working directory {}: {error}", self.cwd.to_string_lossy()),
+            Step::Limit => match self.limits.get(limit) {
+                Some((resource, _)) => format!("cannot set the resource limit `{resource}`: {error}"),
+                None => format!("cannot set a resource limit: {error}"),
+            },
             Step::Exec => format!("cannot execute {:?}: {error}", self.shown[0]),
         };
         Err(self.error(errno, message))
@@ -167,7 +222,7 @@ extern "C" fn in_child(argument: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `argument` is the `Child` of `start`, which waits and leaves it alone; every pointer in it is valid there. Only
     // system calls are made, no memory is allocated and no lock taken.
     unsafe {
-        let fail = |step: Step| -> libc::c_int {
+        let fail = move |step: Step| -> libc::c_int {
             ptr::write_volatile(&raw mut (*child).errno, *libc::__errno_location());
             ptr::write_volatile(&raw mut (*child).step, step);
             libc::_exit(127)
@@ -185,6 +240,16 @@ extern "C" fn in_child(argument: *mut libc::c_void) -> libc::c_int {
         }
         if libc::chdir((*child).cwd) != 0 {
             return fail(Step::Directory);
+        }
+        if let Some(umask) = (*child).umask {
+            libc::umask(umask);
+        }
+        for index in 0..(*child).limits_count {
+            let (_, limit) = *(*child).limits.add(index);
+            ptr::write_volatile(&raw mut (*child).limit, index);
+            if libc::setrlimit(limit.resource, &raw const limit.limit) != 0 {
+                return fail(Step::Limit);
+            }
         }
         if libc::sigprocmask(libc::SIG_SETMASK, (*child).mask, ptr::null_mut()) != 0 {
             return fail(Step::Process);

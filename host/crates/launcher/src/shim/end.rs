@@ -9,6 +9,7 @@ use taxiway_job::Usage;
 
 use super::state::{Ended, Kill, Killing, Leftovers, Shim, State, Stopping};
 use super::{sync_directories, write_at};
+use crate::cgroup::Group;
 use crate::clock::{Instant, boottime_ns};
 use crate::processes::Ending;
 use crate::record::{Clean, ExitRecord, Status};
@@ -41,13 +42,13 @@ impl Shim {
                     self.end(leftovers.record, leftovers.second_at, leftovers.written, count);
                 }
                 State::Leftovers(mut leftovers) => {
-                    leftovers.killing.pass();
+                    leftovers.killing.pass(self.group.as_ref());
                     self.state = State::Leftovers(leftovers);
                 }
                 State::Running(mut running) => {
                     // What was killed had children, which came to this process.
                     if let Some(Stopping { kill: Kill::Sent(killing), .. }) = &mut running.stopping {
-                        killing.pass();
+                        killing.pass(self.group.as_ref());
                     }
                     self.state = State::Running(running);
                 }
@@ -80,7 +81,7 @@ impl Shim {
         // A process that SIGKILL has hit is no leftover, and the 60 seconds of those that survive it go on.
         let killing = match running.stopping {
             Some(Stopping { kill: Kill::Sent(killing), .. }) => Killing { ending: Ending::default(), ..killing },
-            _ => Killing { since: boottime_ns(), ..Killing::default() },
+            _ => Killing::new(boottime_ns().saturating_add(self.limits.unkillable_ns)),
         };
         self.state = State::Leftovers(Leftovers { record, second_at, written, killing });
     }
@@ -95,7 +96,8 @@ impl Shim {
         self.output.copy_rest();
         let log_dropped_bytes = self.output.finish();
         let usage = Usage { wall_seconds: record.wall_seconds(), ..used_by_children() };
-        record.clean = Some(Clean { leftovers, at: Instant::now(), usage, log_dropped_bytes });
+        let oom_kills = self.group.as_ref().map_or(0, Group::oom_kills);
+        record.clean = Some(Clean { leftovers, at: Instant::now(), usage, log_dropped_bytes, oom_kills });
         let mut ended = Ended { record, second_at, written, sync_at: boottime_ns() + CONFIRM_NS };
         ended.written = self.write_ended(&ended).is_ok();
         if self.host.is_none() {

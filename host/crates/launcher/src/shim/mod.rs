@@ -7,6 +7,7 @@ mod attend;
 mod command;
 mod connection;
 mod end;
+mod fork;
 mod hosts;
 mod output;
 mod start;

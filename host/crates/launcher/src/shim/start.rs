@@ -35,7 +35,7 @@ impl Shim {
                 return Stay::No(GAVE_UP);
             }
         };
-        match command.start(gpu_uuids) {
+        match command.start(gpu_uuids, self.group.as_ref()) {
             Ok(pid) => {
                 let at = Instant::now();
                 // The process is a zombie at worst: it was not waited for, so its stat can be read.
@@ -43,7 +43,7 @@ impl Shim {
                 let process = Started { pid, start_time, at, go_at };
                 self.tell(&Report::Started(process));
                 let mark = Some((at.boottime_ns + MARK_NS, mark));
-                self.state = State::Running(Running { process, stopping: None, mark });
+                self.state = State::Running(Running { process, stopping: None, warned_of: None, mark });
             }
             Err(error) => self.not_executed(error),
         }

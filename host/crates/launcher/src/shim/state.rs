@@ -2,16 +2,22 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use taxiway_job::LaunchId;
 
 use super::command::Command;
 use super::connection::Connection;
 use super::output::Output;
+use super::{failed, open, write_at};
+use crate::cgroup::Group;
 use crate::launch::Started;
 use crate::processes::Ending;
 use crate::record::{ExitRecord, StoppedBy};
-use crate::wire::ShimPlan;
+use crate::wire::{ShimPlan, file};
 
 /// One launch and everything that is open for it.
 pub(super) struct Shim {
@@ -23,6 +29,8 @@ pub(super) struct Shim {
     pub(super) signals: OwnedFd,
     pub(super) timer: OwnedFd,
     pub(super) output: Output,
+    /// The job's control group, where it has one.
+    pub(super) group: Option<Group>,
     pub(super) limits: Limits,
     pub(super) state: State,
     /// Who gets reports: the host that started this shim, or the last one that adopted it.
@@ -36,6 +44,10 @@ pub(super) struct Limits {
     pub(super) time_limit_ns: Option<u64>,
     pub(super) grace_ns: u64,
     pub(super) stop_signal: i32,
+    /// The signal that warns of the time limit, and how long before.
+    pub(super) warning: Option<(i32, u64)>,
+    /// How long processes may survive SIGKILL before they are reported.
+    pub(super) unkillable_ns: u64,
 }
 
 pub(super) enum State {
@@ -54,6 +66,8 @@ pub(super) enum State {
 pub(super) struct Running {
     pub(super) process: Started,
     pub(super) stopping: Option<Stopping>,
+    /// The end of the time limit that it was warned of.
+    pub(super) warned_of: Option<u64>,
     /// When and what to make durable; none once that was begun.
     pub(super) mark: Option<(u64, File)>,
 }
@@ -72,11 +86,10 @@ pub(super) enum Kill {
     Sent(Killing),
 }
 
-#[derive(Default)]
 pub(super) struct Killing {
     pub(super) ending: Ending,
-    pub(super) since: u64,
-    pub(super) reported: bool,
+    /// When to report what survives; none once that was done.
+    pub(super) report_at: Option<u64>,
 }
 
 pub(super) struct Leftovers {
@@ -122,10 +135,14 @@ impl Shim {
         let (output, write_end) =
             Output::new(log, plan.log_max_size).map_err(|error| format!("cannot make a pipe: {error}"))?;
         let command = Command::new(&plan, write_end)?;
+        let group = group(launch, &directory, &plan)?;
+        let warning = plan.process.warning().map(|(signal, before)| (signal.number(), nanoseconds(before)));
         let limits = Limits {
             time_limit_ns: plan.time_limit_ms.map(milliseconds),
             grace_ns: milliseconds(plan.grace_ms),
-            stop_signal: plan.stop_signal,
+            stop_signal: plan.process.stop_signal().number(),
+            warning,
+            unkillable_ns: milliseconds(plan.unkillable_ms),
         };
         Ok(Self {
             launch,
@@ -136,12 +153,39 @@ impl Shim {
             signals,
             timer,
             output,
+            group,
             limits,
             state: State::Armed(Box::new(command)),
             host: None,
             guests: Vec::new(),
         })
     }
+}
+
+/// Makes the job's control group and notes where it is, for a host that has to settle the launch without this shim. A job that
+/// needs none does without when that fails.
+fn group(launch: LaunchId, directory: &OwnedFd, plan: &ShimPlan) -> Result<Option<Group>, String> {
+    let Some(base) = &plan.group_base else { return Ok(None) };
+    let memory = plan.process.memory;
+    match Group::create(Path::new(base), launch, memory) {
+        Ok(group) => {
+            let path = group.path().as_os_str().as_bytes();
+            let noted = open(directory, file::GROUP, OFlag::O_WRONLY | OFlag::O_CREAT)
+                .and_then(|note| write_at(&note, path, 0))
+                .map_err(|error| failed("write", file::GROUP, error));
+            if let Err(error) = noted {
+                group.remove();
+                return Err(error);
+            }
+            Ok(Some(group))
+        }
+        Err(error) if memory.is_some() => Err(format!("cannot bound the job's memory: {error}")),
+        Err(_) => Ok(None),
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds as nanoseconds.

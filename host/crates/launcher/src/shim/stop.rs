@@ -6,8 +6,9 @@ use super::LEFT;
 use super::end::RETRY_NS;
 use super::start::make_durable;
 use super::state::{Kill, Killing, Limits, Running, Shim, State, Stay, Stopping};
+use crate::cgroup::Group;
 use crate::clock::boottime_ns;
-use crate::processes::{self, UNKILLABLE_NS};
+use crate::processes::{self, Ending};
 use crate::record::StoppedBy;
 use crate::wire::Report;
 
@@ -42,7 +43,9 @@ impl Shim {
         {
             self.stop(StoppedBy::TimeLimit, self.limits.stop_signal, self.limits.grace_ns);
         }
+        self.warn(now);
         let mut unkillable = None;
+        let (unkillable_ns, group) = (self.limits.unkillable_ns, self.group.as_ref());
         match &mut self.state {
             State::Running(running) => {
                 if let Some((at, _)) = running.mark
@@ -53,8 +56,8 @@ impl Shim {
                 }
                 if let Some(stopping) = &mut running.stopping {
                     if matches!(stopping.kill, Kill::At(at) if at <= now) {
-                        let mut killing = Killing { since: now, ..Killing::default() };
-                        killing.pass();
+                        let mut killing = Killing::new(now.saturating_add(unkillable_ns));
+                        killing.pass(group);
                         stopping.kill = Kill::Sent(killing);
                     }
                     if let Kill::Sent(killing) = &mut stopping.kill {
@@ -80,7 +83,33 @@ impl Shim {
     }
 }
 
+impl Shim {
+    /// Warns the job of its time limit when that is due.
+    fn warn(&mut self, now: u64) {
+        let State::Running(running) = &mut self.state else { return };
+        let (Some((signal, _)), Some(at)) = (self.limits.warning, self.limits.warn_at(running)) else { return };
+        if at <= now {
+            running.warned_of = self.limits.deadline(running);
+            // SAFETY: the group is that of a child that has not been waited for, so its number is in use by nobody else.
+            unsafe { libc::kill(-running.process.pid, signal) };
+        }
+    }
+}
+
 impl Limits {
+    /// What of the time limit is due next: the warning, then the limit.
+    pub(super) fn next(&self, running: &Running) -> Option<u64> {
+        self.warn_at(running).into_iter().chain(self.deadline(running)).min()
+    }
+
+    /// When the job is to be warned; none when it was, is being stopped, or its limit is too short for a warning. An extension
+    /// moves the warning with the limit.
+    fn warn_at(&self, running: &Running) -> Option<u64> {
+        let ((_, before), limit, deadline) = (self.warning?, self.time_limit_ns?, self.deadline(running)?);
+        let is_due = running.stopping.is_none() && running.warned_of != Some(deadline) && before < limit;
+        is_due.then(|| deadline.saturating_sub(before))
+    }
+
     /// When the time limit strikes.
     pub(super) fn deadline(&self, running: &Running) -> Option<u64> {
         self.time_limit_ns.map(|limit| running.process.at.boottime_ns.saturating_add(limit))
@@ -88,8 +117,16 @@ impl Limits {
 }
 
 impl Killing {
-    /// Kills every descendant of this process that can be found.
-    pub(super) fn pass(&mut self) {
+    pub(super) fn new(report_at: u64) -> Self {
+        Self { ending: Ending::default(), report_at: Some(report_at) }
+    }
+
+    /// Kills every process of the job: all in its control group at once, and every descendant of this process.
+    pub(super) fn pass(&mut self, group: Option<&Group>) {
+        if let Some(group) = group {
+            self.ending.note(&group.pids());
+            group.kill();
+        }
         // SAFETY: getpid has no precondition.
         let me = unsafe { libc::getpid() };
         self.ending.pass(|| processes::descendants(me, &HashSet::new()));
@@ -97,16 +134,12 @@ impl Killing {
 
     /// What survives SIGKILL, once, when it has for long enough.
     pub(super) fn survivors(&mut self, now: u64) -> Option<Vec<i32>> {
-        if self.report_at().is_none_or(|at| now < at) {
+        if self.report_at.is_none_or(|at| now < at) {
             return None;
         }
-        self.reported = true;
+        self.report_at = None;
         // SAFETY: getpid has no precondition.
         let me = unsafe { libc::getpid() };
         Some(processes::descendants(me, &HashSet::new()))
-    }
-
-    pub(super) fn report_at(&self) -> Option<u64> {
-        (!self.reported).then(|| self.since.saturating_add(UNKILLABLE_NS))
     }
 }

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use taxiway_job::ProcessSpec;
 use taxiway_launcher::{Event, LaunchPlan, Launcher, LocalLauncher, Options};
 use tokio::sync::mpsc;
 
@@ -27,7 +28,7 @@ async fn host(args: &[String]) {
     let launch = args[2].parse().expect("a launch id");
     let (sender, mut events) = mpsc::channel(16);
     let program = std::env::current_exe().expect("this program");
-    let options = Options { jobs_dir: jobs_dir.into(), program, log_max_size: 1 << 20 };
+    let options = Options::new(jobs_dir.into(), program, 1 << 20);
     let launcher = LocalLauncher::start(options, sender).expect("a launcher");
     launcher.prepare(LaunchPlan {
         job: args[1].parse().expect("a job id"),
@@ -41,7 +42,7 @@ async fn host(args: &[String]) {
         config: None,
         time_limit: None,
         grace: Duration::from_secs(30),
-        stop_signal: libc::SIGTERM,
+        process: ProcessSpec::default(),
     });
     while let Some(event) = events.recv().await {
         let reached = match event {

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use taxiway_job::{JobId, LaunchId};
+use taxiway_job::{JobId, LaunchId, ProcessSpec};
 use taxiway_launcher::{
     Event, ExitRecord, LaunchPlan, Launcher, LocalLauncher, Options, Settlement, Started, StoredPhase, Unsettled, log,
 };
@@ -57,8 +57,20 @@ impl Bench {
 
     /// A launcher over a directory that another host may have used.
     pub fn over(directory: tempfile::TempDir, log_max_size: u64) -> Self {
+        let options = Options::new(directory.path().join("jobs"), PROGRAM.into(), log_max_size);
+        Self::start(directory, options)
+    }
+
+    /// A launcher with options of its own.
+    pub fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut options = Options::new(directory.path().join("jobs"), PROGRAM.into(), 1 << 20);
+        change(&mut options);
+        Self::start(directory, options)
+    }
+
+    fn start(directory: tempfile::TempDir, options: Options) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let options = Options { jobs_dir: directory.path().join("jobs"), program: PROGRAM.into(), log_max_size };
         let launcher = LocalLauncher::start(options, sender).expect("a launcher");
         Self { directory, launcher, events }
     }
@@ -92,7 +104,7 @@ impl Bench {
             config: None,
             time_limit: None,
             grace: Duration::from_secs(30),
-            stop_signal: libc::SIGTERM,
+            process: ProcessSpec::default(),
         }
     }
 
@@ -167,7 +179,13 @@ impl Bench {
 
     pub fn recover(&self, start: Start, phase: StoredPhase) {
         let boot_id = taxiway_launcher::boot_id().expect("/proc");
-        self.launcher.recover(vec![Unsettled { job: start.job, launch: start.launch, phase, boot_id }]);
+        self.launcher.recover(vec![Unsettled {
+            job: start.job,
+            launch: start.launch,
+            phase,
+            boot_id,
+            time_limit: None,
+        }]);
     }
 
     /// Waits until the log holds a text, and returns all of it up to then.
@@ -220,4 +238,70 @@ pub fn kill(pid: i32, signal: i32) {
     // SAFETY: no memory is involved. The pid is that of a process that the test has started.
     let result = unsafe { libc::kill(pid, signal) };
     assert_eq!(result, 0, "kill {pid} with {signal}: {}", std::io::Error::last_os_error());
+}
+
+/// Waits until a process is gone, by its pidfd.
+pub async fn gone(pid: i32) {
+    // SAFETY: the call takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
+    if fd < 0 {
+        return;
+    }
+    let wait = tokio::task::spawn_blocking(move || {
+        let mut poll = libc::pollfd { fd: i32::try_from(fd).expect("a descriptor"), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd is given and valid; the descriptor is closed once.
+        unsafe {
+            libc::poll(&raw mut poll, 1, -1);
+            libc::close(poll.fd);
+        }
+    });
+    patiently(wait).await.expect("it waits");
+}
+
+/// The holder of a launch's lock.
+pub fn lock_holder(bench: &Bench, start: Start) -> i32 {
+    let lock = std::fs::OpenOptions::new().write(true).open(bench.launch_dir(start).join("lock")).expect("a lock");
+    let mut holder = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_GETLK(&mut holder)).expect("it can be asked");
+    assert_ne!(i32::from(holder.l_type), libc::F_UNLCK, "nobody holds it");
+    holder.l_pid
+}
+
+/// A control group (version 2) for one test, removed after it.
+pub struct TestGroup {
+    pub path: PathBuf,
+}
+
+impl TestGroup {
+    /// A new group; none, said loudly, where this machine lets nobody make one.
+    pub fn new() -> Option<Self> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc");
+        let mount = mounts.lines().find_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
+        });
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let made = mount.map(|mount| {
+            let path = PathBuf::from(mount).join(format!("taxiway-test-{}-{count}", std::process::id()));
+            fs::create_dir(&path).map(|()| Self { path })
+        });
+        match made {
+            Some(Ok(group)) => Some(group),
+            Some(Err(error)) => {
+                eprintln!("SKIPPED: no control group can be made here: {error}");
+                None
+            }
+            None => {
+                eprintln!("SKIPPED: cgroup2 is not mounted here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for TestGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
 }
