@@ -148,3 +148,58 @@ async fn a_wrong_request_to_the_old_routes_is_refused_in_their_words() {
     refusal(&post(&server, "execute", &json!({"config": {}, "execution_id": "x".repeat(200)})).await.expect(400));
     assert_eq!(server.jobs().await, []);
 }
+
+#[tokio::test]
+async fn a_job_is_paused_resumed_from_a_checkpoint_and_forced_to_the_front() {
+    let place = Place::new();
+    let mut gate = Gate::new(place.path(), "gate");
+    let script = format!("cat $1; echo; {}", gate.wait());
+    let config =
+        format!("[profiles.training]\ncommand = {}\n", json!(["/bin/sh", "-c", script, "sh", "{config_file}"]));
+    let server = place.config(&config).start().await;
+    let mut events = server.events().await;
+    for name in ["one", "two", "three"] {
+        post(&server, "execute", &json!({"config": {"lr": 0.1}, "execution_id": name})).await.expect(200);
+    }
+    let nothing = async |path: &str| server.request(Method::POST, &format!("/api/training/{path}")).send().await;
+    let id = async |name: &str| {
+        let found = server.get(&format!("/jobs?external_id={name}")).await.expect(200).json();
+        found["items"][0]["id"].as_str().expect("an id").to_owned()
+    };
+    let [one, two, three] = [id("one").await, id("two").await, id("three").await];
+    events.job(&one, "running").await;
+
+    let paused = nothing("pause/one").await.expect(200).json();
+    assert_eq!((&paused["success"], &paused["job_id"]), (&json!(true), &json!("one")));
+    assert!(paused["paused_at"].is_string(), "{paused}");
+    events.job(&one, "held").await;
+    assert_eq!(get(&server, "status/one").await.expect(200).json()["status"], "paused");
+    events.job(&two, "running").await;
+
+    let resumed = nothing("resume/one?checkpoint_path=/data/step-100").await.expect(200).json();
+    assert_eq!((&resumed["success"], &resumed["paused_at"]), (&json!(true), &Value::Null));
+    assert_eq!(get(&server, "status/one").await.expect(200).json()["queue_position"], 2);
+    let forced = nothing("one/force-start").await.expect(200).json();
+    assert_eq!((&forced["success"], &forced["queue_position"]), (&json!(true), &json!(1)));
+    let again = nothing("two/force-start").await.expect(400).json();
+    assert_eq!((&again["success"], &again["previous_status"]), (&json!(false), &json!("running")));
+    assert_eq!(nothing("resume/two").await.expect(400).json()["success"], false);
+
+    nothing("cancel/three").await.expect(200);
+    assert_eq!(nothing("three/force-start").await.expect(200).json()["queue_position"], 1);
+    nothing("pause/three").await.expect(200);
+    assert_eq!(nothing("three/force-start").await.expect(200).json()["queue_position"], 1, "from where it was held");
+    for _ in 0..3 {
+        gate.open();
+    }
+    for job in [&two, &three, &one] {
+        events.job(job, "completed").await;
+    }
+    let config: Value = serde_json::from_str(&server.log(&one).await).expect("the configuration");
+    assert_eq!(config, json!({"lr": 0.1, "resume_from_checkpoint": "/data/step-100"}));
+    assert_eq!(server.job(&three).await.json["attempt"], 2);
+    for path in ["pause/nobody", "resume/nobody", "nobody/force-start"] {
+        refusal(&nothing(path).await.expect(404));
+    }
+    assert_eq!(nothing("pause/one").await.expect(400).json()["previous_status"], "completed");
+}

@@ -1,5 +1,5 @@
-//! `GET /api/training/queue`, `status`, `logs`, `POST /api/training/cancel`: jobs of the profile `training` in the words of
-//! `training_server.py`.
+//! `GET /api/training/queue`, `status`, `logs`, `POST /api/training/cancel`, `pause`, `resume`, `force-start`: jobs of the
+//! profile `training` in the words of `training_server.py`.
 
 use std::io;
 
@@ -8,16 +8,16 @@ use axum::extract::{Path, RawQuery};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::Value;
-use taxiway_job::{Job, Progress, State as JobState};
+use serde_json::{Value, json};
+use taxiway_job::{Job, Progress, State as JobState, Time};
 
 use super::super::answer::Refused;
 use super::super::gate::Caller;
-use super::super::wire::training::{self, Cancelled, Logs, Queue, Running, Status, Waiting};
+use super::super::wire::training::{self, Cancelled, Forced, Logs, Queue, Running, Status, Switched, Waiting};
 use super::super::{Api, State, submission};
 use super::execute::refusal;
-use super::{jobs, operate};
-use crate::queue::{Mode, Standing};
+use super::{edit, jobs, operate};
+use crate::queue::{Mode, QueueError, Standing};
 use crate::store::JobFilter;
 
 /// The id that these routes call a job by: the client's own, when it gave one.
@@ -191,7 +191,7 @@ pub(super) async fn cancel(api: State, caller: Caller, Path(id): Path<String>) -
     let (job, _) = match find(&api, &id).await {
         Ok(found) => found,
         Err(refused) if refused.status() == StatusCode::NOT_FOUND => {
-            return refused_cancel(id, None, refused.document().detail.clone());
+            return refused_operation(id, None, refused.document().detail.clone());
         }
         Err(refused) => return refusal(&refused),
     };
@@ -200,7 +200,7 @@ pub(super) async fn cancel(api: State, caller: Caller, Path(id): Path<String>) -
         return refusal(&refused);
     }
     if job.state.has_ended() {
-        return refused_cancel(id, Some(previous_status), format!("Job has already {previous_status}"));
+        return refused_operation(id, Some(previous_status), format!("Job has already {previous_status}"));
     }
     match api.service.queue.cancel(job.id, &caller.name).await.map_err(Refused::from) {
         Ok(_) => {
@@ -209,13 +209,13 @@ pub(super) async fn cancel(api: State, caller: Caller, Path(id): Path<String>) -
                 .into_response()
         }
         Err(refused) if refused.status() == StatusCode::CONFLICT => {
-            refused_cancel(id, Some(previous_status), refused.document().detail.clone())
+            refused_operation(id, Some(previous_status), refused.document().detail.clone())
         }
         Err(refused) => refusal(&refused),
     }
 }
 
-fn refused_cancel(job_id: String, previous_status: Option<&'static str>, message: String) -> Response {
+fn refused_operation(job_id: String, previous_status: Option<&'static str>, message: String) -> Response {
     #[derive(serde::Serialize)]
     struct Refusal {
         success: bool,
@@ -228,6 +228,93 @@ fn refused_cancel(job_id: String, previous_status: Option<&'static str>, message
     let body =
         Refusal { success: false, job_id, previous_status, detail: message.clone(), error: message.clone(), message };
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+pub(super) async fn pause(api: State, caller: Caller, Path(id): Path<String>) -> Response {
+    answered(&id, switch(&api, &caller, &id, Switch::Pause).await)
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Resume {
+    checkpoint_path: Option<String>,
+}
+
+pub(super) async fn resume(api: State, caller: Caller, Path(id): Path<String>, RawQuery(query): RawQuery) -> Response {
+    let Resume { checkpoint_path } = match submission::parameters(query.as_deref()) {
+        Ok(parameters) => parameters,
+        Err(refused) => return refusal(&refused),
+    };
+    answered(&id, switch(&api, &caller, &id, Switch::Resume { checkpoint_path }).await)
+}
+
+enum Switch {
+    Pause,
+    Resume { checkpoint_path: Option<String> },
+}
+
+/// Pausing is a graceful stop into `held`, resuming a release: of a job that is still being stopped, a stop that leads back
+/// into the line.
+async fn switch(api: &Api, caller: &Caller, id: &str, switch: Switch) -> Result<Switched, Refused> {
+    let (job, _) = find(api, id).await?;
+    operate::may_change(api, caller, job.id).await?;
+    let queue = &api.service.queue;
+    match switch {
+        Switch::Pause => {
+            queue.requeue(job.id, true, &caller.name).await?;
+            let message = "Job is paused".to_owned();
+            Ok(Switched { success: true, job_id: id.to_owned(), message, paused_at: Some(Time::now()) })
+        }
+        Switch::Resume { checkpoint_path: None } if job.state == JobState::Cancelling => {
+            queue.requeue(job.id, false, &caller.name).await?;
+            Ok(resumed(id))
+        }
+        Switch::Resume { checkpoint_path } => {
+            if let Some(path) = checkpoint_path.filter(|path| !path.is_empty()) {
+                if job.state != JobState::Held {
+                    return Err(QueueError::Illegal { id: job.id, state: job.state, verb: "resume" }.into());
+                }
+                let config = json!({"config": {"resume_from_checkpoint": path}});
+                let patch = config.as_object().cloned().unwrap_or_default();
+                edit::change(api, caller, job.id, &patch, None).await?;
+            }
+            queue.release(job.id, &caller.name).await?;
+            Ok(resumed(id))
+        }
+    }
+}
+
+fn resumed(id: &str) -> Switched {
+    Switched { success: true, job_id: id.to_owned(), message: "Job is resumed".to_owned(), paused_at: None }
+}
+
+pub(super) async fn force_start(api: State, caller: Caller, Path(id): Path<String>) -> Response {
+    answered(&id, force(&api, &caller, &id).await)
+}
+
+async fn force(api: &Api, caller: &Caller, id: &str) -> Result<Forced, Refused> {
+    let (job, _) = find(api, id).await?;
+    operate::may_change(api, caller, job.id).await?;
+    api.service.queue.force_start(job.id, &caller.name).await?;
+    let queue_position = jobs::standing_of(api, job.id).await.position;
+    let message = match queue_position {
+        Some(position) => format!("Job is at position {position} of the line"),
+        None => "Job has left the line: it starts".to_owned(),
+    };
+    Ok(Forced { success: true, job_id: id.to_owned(), queue_position, message })
+}
+
+/// What a job's state forbids is 400 with `success: false` here.
+fn answered<T: serde::Serialize>(id: &str, answer: Result<T, Refused>) -> Response {
+    match answer {
+        Ok(body) => Json(body).into_response(),
+        Err(refused) if refused.status() == StatusCode::CONFLICT => {
+            let previous_status = refused.document().state.map(training::status);
+            refused_operation(id.to_owned(), previous_status, refused.document().detail.clone())
+        }
+        Err(refused) => refusal(&refused),
+    }
 }
 
 #[cfg(test)]

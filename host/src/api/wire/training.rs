@@ -158,6 +158,33 @@ pub struct Cancelled {
     pub message: String,
 }
 
+/// `POST /api/training/pause/{job_id}` and `resume/{job_id}`.
+#[derive(Debug, Serialize)]
+pub struct Switched {
+    /// Whether it is or will be so.
+    pub success: bool,
+    /// As it was asked for.
+    pub job_id: String,
+    /// A sentence for a person.
+    pub message: String,
+    /// When it was paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<Time>,
+}
+
+/// `POST /api/training/{job_id}/force-start`.
+#[derive(Debug, Serialize)]
+pub struct Forced {
+    /// Whether it is at the front of the line, or has started already.
+    pub success: bool,
+    /// As it was asked for.
+    pub job_id: String,
+    /// Its place in the line, from 1; null once it has started.
+    pub queue_position: Option<usize>,
+    /// A sentence for a person.
+    pub message: String,
+}
+
 /// `GET /health`.
 #[derive(Debug, Serialize)]
 pub struct Health {
