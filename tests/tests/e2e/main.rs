@@ -9,6 +9,7 @@ mod conditions;
 mod crash;
 mod failures;
 mod follow;
+mod edit;
 mod hostile;
 mod kills;
 mod launch;

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use taxiway_job::{Job, JobId, State};
+use taxiway_job::{Job, JobId, State, Target};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{broadcast, watch};
 
@@ -83,6 +83,8 @@ pub(super) struct Asked {
     /// Operations that were not answered. A kill leaves them so.
     pub(super) open: u32,
     pub(super) submitted: bool,
+    /// Somebody asked for another attempt, or for another place in the line.
+    pub(super) rearranged: bool,
     /// Somebody tried to cancel it, with or without an answer.
     pub(super) cancel_tried: bool,
     pub(super) cancelled: bool,
@@ -110,6 +112,8 @@ pub(super) struct Story {
     trace: Shared<Vec<String>>,
     /// Failures to arm make the queue rest by the clock, so they are rationed.
     refusals_left: u32,
+    /// Jobs are moved, requeued and retried as well. What is certain of the order then is not the tester's to say.
+    pub(super) rearranges: bool,
 }
 
 impl Story {
@@ -119,6 +123,7 @@ impl Story {
         let slots = if dice.percent(50) { gpus(count) } else { virtual_slots(count) };
         Self {
             refusals_left: u32::from(dice.percent(25)),
+            rearranges: dice.percent(50),
             dice,
             directory: tempfile::tempdir().expect("a directory"),
             machine: Arc::new(Machine::new(count)),
@@ -269,8 +274,51 @@ impl Story {
         let lively: Vec<usize> = (0..order.len()).filter(|index| self.machine.is_unsettled(order[*index])).collect();
         let any = self.dice.below(order.len());
         let index = if self.dice.percent(60) { self.dice.pick(&lively).unwrap_or(any) } else { any };
-        let (id, verb) = (order[index], self.dice.below(5));
+        let id = order[index];
+        if self.rearranges && self.dice.percent(50) {
+            let other = order[self.dice.below(order.len())];
+            return self.rearrange(service, index, id, other);
+        }
+        let verb = self.dice.below(5);
         self.send(service, index, id, verb);
+    }
+
+    /// Requeues, retries, moves or forces a job.
+    fn rearrange(&mut self, service: &Arc<Service>, index: usize, id: JobId, other: JobId) {
+        let what = self.dice.below(7);
+        let name =
+            ["requeue", "requeue to held", "retry", "force", "move to the front", "move to the back", "move"][what];
+        self.trace(format!("{name} job {index}"));
+        {
+            let mut notes = self.notes();
+            let Some(asked) = notes.jobs.get_mut(&id) else { return };
+            asked.sent += 1;
+            asked.open += 1;
+            asked.rearranged = true;
+        }
+        self.machine.rules(|rules| rules.barred.remove(&id));
+        let (queue, notes, machine) = (service.queue.clone(), self.notes.clone(), self.machine.clone());
+        tokio::spawn(async move {
+            let answer = match what {
+                0 => queue.requeue(id, false, "tester").await,
+                1 => queue.requeue(id, true, "tester").await,
+                2 => queue.retry(id, "tester").await,
+                3 => queue.force_start(id, "tester").await,
+                4 => queue.move_to(id, Target::Front, "tester").await,
+                5 => queue.move_to(id, Target::Back, "tester").await,
+                _ => queue.move_to(id, Target::Before(other), "tester").await,
+            };
+            let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+            match answer {
+                Ok(_) | Err(QueueError::Illegal { .. } | QueueError::NotInLine(_)) => {}
+                Err(QueueError::NotFound(_)) if !notes.jobs[&id].submitted => {}
+                Err(QueueError::Stopping) if machine.was_killed() => return,
+                other => notes.broken.push(format!("{name} job {index} was answered {other:?}")),
+            }
+            if let Some(asked) = notes.jobs.get_mut(&id) {
+                asked.open -= 1;
+            }
+        });
     }
 
     /// Cancels (0), holds (1) or releases (2 and up) a job.
@@ -304,7 +352,10 @@ impl Story {
             match answer {
                 Ok(State::Cancelled | State::Cancelling) if verb == 0 => {
                     asked.cancelled = true;
-                    machine.rules(|rules| rules.barred.insert(id));
+                    // One that may have been retried since may start.
+                    if last_word || !asked.rearranged {
+                        machine.rules(|rules| rules.barred.insert(id));
+                    }
                 }
                 Ok(State::Held) if verb == 1 => {
                     if last_word {

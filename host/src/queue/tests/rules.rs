@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use taxiway_job::{FailureClass, Job, State};
+use taxiway_job::{FailureClass, Job, Retries, State, Target};
 
 use super::launch::Shim;
 use super::machine::{Kill, Known, Machine, Step};
@@ -263,4 +263,84 @@ async fn a_queue_that_could_not_arm_a_job_rests_once_the_job_is_gone() {
     tokio::time::sleep(Duration::from_millis(400)).await;
     let spent = busy() - before;
     assert!(spent < Duration::from_millis(100), "it spent {spent:?}");
+}
+
+#[tokio::test]
+async fn each_attempt_that_fails_is_told_and_only_the_last_one_is_the_end() {
+    let (slots, mut job) = (virtual_slots(1), job(1, 0));
+    job.spec.terms.retries = Retries { max: 1, backoff: Duration::ZERO, ..Retries::default() };
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots.clone()).await.expect("starts");
+    service.submit(&job).await;
+    service.settle(&machine, all_but_ends).await;
+    end(&service, &machine, &job, 1).await;
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &job), "it is tried again");
+    service.kill(&machine).await;
+
+    // Also when nobody was there to see the end.
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts again");
+    service.settle(&machine, all_but_ends).await;
+    end(&service, &machine, &job, 1).await;
+    service.settle(&machine, all_but_ends).await;
+    assert_eq!(service.state(&job).await, State::Failed);
+    let told = service.store.deliveries_of(job.id).await.expect("reads");
+    let told: Vec<_> = told.iter().map(|delivery| (delivery.attempt, delivery.will_retry, delivery.end)).collect();
+    assert_eq!(told, [(1, true, State::Failed), (2, false, State::Failed)]);
+    let attempts = service.store.attempts(job.id).await.expect("reads");
+    assert_eq!(attempts.iter().map(|attempt| attempt.exit.code).collect::<Vec<_>>(), [Some(1), Some(1)]);
+    nothing_is_broken(&machine);
+}
+
+#[tokio::test]
+async fn moves_that_leave_no_room_between_neighbours_renumber_them_and_last() {
+    let (slots, jobs) = (virtual_slots(1), [(); 6].map(|()| job(1, 0)));
+    let (machine, directory) = machine(&slots, &jobs.iter().collect::<Vec<_>>());
+    let service = Service::start(directory.path(), &machine, slots.clone()).await.expect("starts");
+    service.queue.pause("tester").await.expect("is stored");
+    for job in &jobs {
+        service.submit(job).await;
+    }
+    service.queue.hold(jobs[1].id, "tester").await.expect("is held");
+    let target = jobs[5].id;
+    // Each move halves the room before the target: sixty of them need a renumbering or two.
+    for turn in 0..60 {
+        let who = jobs[[0, 2, 3, 4][turn % 4]].id;
+        service.queue.move_to(who, Target::Before(target), "tester").await.expect("is moved");
+    }
+    let positions = async |service: &Service| {
+        let standing = service.queue.standing(jobs.iter().map(|job| job.id).collect()).await;
+        standing.iter().map(|standing| standing.position).collect::<Vec<_>>()
+    };
+    let expected = [Some(1), None, Some(2), Some(3), Some(4), Some(5)];
+    assert_eq!(positions(&service).await, expected);
+    service.kill(&machine).await;
+
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts again");
+    assert_eq!(positions(&service).await, expected);
+    service.queue.release(jobs[1].id, "tester").await.expect("is released");
+    assert_eq!(positions(&service).await[1], Some(1), "those that were behind it have stayed so");
+    let moved = service.queue.move_to(jobs[0].id, Target::Before(jobs[1].id), "tester").await;
+    assert_eq!(moved.expect("is moved"), State::Queued);
+    assert_eq!(positions(&service).await[..2], [Some(1), Some(2)]);
+}
+
+#[tokio::test]
+async fn two_moves_to_one_spot_at_once_stand_in_the_order_in_which_they_were_asked_for() {
+    let (slots, jobs) = (virtual_slots(1), [(); 4].map(|()| job(1, 0)));
+    let (machine, directory) = machine(&slots, &jobs.iter().collect::<Vec<_>>());
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.queue.pause("tester").await.expect("is stored");
+    for job in &jobs {
+        service.submit(job).await;
+    }
+    let target = Target::Before(jobs[0].id);
+    let (first, second) = tokio::join!(
+        service.queue.move_to(jobs[3].id, target, "tester"),
+        service.queue.move_to(jobs[2].id, target, "tester")
+    );
+    assert!(first.is_ok() && second.is_ok());
+    let standing = service.queue.standing(jobs.iter().map(|job| job.id).collect()).await;
+    let positions: Vec<_> = standing.iter().filter_map(|standing| standing.position).collect();
+    assert_eq!(positions, [3, 4, 2, 1]);
 }
