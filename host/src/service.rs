@@ -86,6 +86,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         launcher: Arc::new(launcher),
         events: launcher_events,
         jobs_dir: settings.jobs_dir(),
+        min_free_disk: settings.config.launcher.min_free_disk,
         hooks: Arc::new(Plugins { admission: admission.clone(), plugins: plugins.clone(), gpus: gpus.clone() }),
         gpus: slots(&gpus),
         cpu_slots: settings.config.queue.cpu_slots as usize,

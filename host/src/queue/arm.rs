@@ -19,7 +19,7 @@ use crate::store::{Change, End, NextAttempt, StoreError};
 
 /// Arming is tried again after this long when it failed for a reason that is not the job's, and twice as long each time …
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// … up to this: nobody wants to wait longer once the disk has space again.
+/// … up to this: nobody wants to wait longer once the disk has space again, which no event tells.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How old a verdict at launch may be when its job starts (DESIGN §4).
@@ -110,6 +110,9 @@ impl Owner {
             return;
         }
         let Some(job) = self.head(lane) else { return };
+        if let Some(message) = self.disk_low() {
+            return self.pause_arming("disk_low", message);
+        }
         let Some(entry) = self.jobs.get(job) else { return };
         let launch = LaunchId::random();
         let (gpus, attempt) = (entry.gpus(), entry.attempt);
@@ -144,6 +147,32 @@ impl Owner {
             };
             Done::Planned { launch, planned }
         }));
+    }
+
+    /// What is wrong when too little of the disk is free for a job to write its log and its results. One call that the kernel
+    /// answers from memory (statvfs(3)).
+    fn disk_low(&self) -> Option<String> {
+        if self.min_free_disk == 0 {
+            return None;
+        }
+        let disk = match nix::sys::statvfs::statvfs(&self.jobs_dir) {
+            Ok(disk) => disk,
+            Err(error) => {
+                // Preparing a launch fails next if that is a sign of anything.
+                tracing::debug!(%error, path = %self.jobs_dir.display(), "the free space cannot be told");
+                return None;
+            }
+        };
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        (free < self.min_free_disk).then(|| {
+            let mebibytes = |bytes: u64| bytes >> 20;
+            format!(
+                "{} MiB are free on the disk of {} and launcher.min_free_disk asks for {}; nothing starts until there is more",
+                mebibytes(free),
+                self.jobs_dir.display(),
+                mebibytes(self.min_free_disk)
+            )
+        })
     }
 
     pub(super) fn planned(&mut self, launch: LaunchId, planned: Planned) {

@@ -62,6 +62,8 @@ pub struct Options {
     pub jobs_dir: PathBuf,
     /// The plugins.
     pub hooks: Arc<dyn Hooks>,
+    /// Free bytes in the filesystem of `jobs_dir` below which nothing is armed.
+    pub min_free_disk: u64,
     /// The GPUs, or virtual slots.
     pub gpus: Vec<SlotGpu>,
     /// How many jobs without GPUs may run at once.
@@ -78,7 +80,8 @@ pub struct Options {
 /// When the store cannot be read.
 pub async fn start(options: Options) -> Result<Queue, StoreError> {
     let (commands, waiting) = mpsc::channel(WAITING_COMMANDS);
-    let Options { store, launcher, events, jobs_dir, boot_id, hooks, gpus, cpu_slots, mode, drained } = options;
+    let Options { store, launcher, events, jobs_dir, min_free_disk, boot_id, hooks, gpus, cpu_slots, mode, drained } =
+        options;
     let mut owner = Owner {
         boot_id,
         mode: Mode::Run,
@@ -93,6 +96,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         live: HashMap::new(),
         recovering: HashMap::new(),
         jobs_dir,
+        min_free_disk,
         starts: 0,
         work: FuturesUnordered::new(),
         owed: Vec::new(),
@@ -139,6 +143,8 @@ pub(super) struct Owner {
     pub(super) recovering: HashMap<LaunchId, JobId>,
     /// Where logs are.
     pub(super) jobs_dir: PathBuf,
+    /// Free bytes there below which nothing is armed.
+    pub(super) min_free_disk: u64,
     /// Starts so far: the order of what runs.
     pub(super) starts: u64,
     /// What is being waited for: commits, reads, verdicts.
@@ -211,6 +217,8 @@ pub(super) enum Done {
     Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
     /// A time limit was changed.
     Limited { operation: Operation, limit: Option<Duration>, result: Result<(), StoreError> },
+    /// The time limit of a job whose shim was adopted.
+    LimitRead { launch: LaunchId, limit: Result<Option<Option<Duration>>, StoreError> },
     /// A job was moved in the line, and perhaps released.
     Reranked { operation: Operation, shifts: Vec<Shift>, result: Result<(), StoreError> },
     /// How the jobs have ended that a job comes after.
@@ -332,6 +340,7 @@ impl Owner {
             Done::Returned { operation, entry, result } => self.returned(operation, entry, result),
             Done::Edited { operation, job, result } => self.edited(operation, &job, result),
             Done::Limited { operation, limit, result } => self.limited(operation, limit, result),
+            Done::LimitRead { launch, limit } => self.limit_read(launch, limit),
             Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),
             Done::Predecessors { job, asker, ends } => self.predecessors_looked_at(job, asker, ends),
             Done::Moved { operation, to, result } => self.moved(operation, to, result),

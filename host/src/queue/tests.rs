@@ -44,6 +44,7 @@ impl Service {
             launcher: machine.clone(),
             events: said,
             jobs_dir: directory.join("jobs"),
+            min_free_disk: 0,
             hooks: Arc::new(Plugins),
             gpus: slots,
             cpu_slots: 1,

@@ -165,3 +165,13 @@ async fn a_failure_that_is_not_to_be_retried_is_not() {
         assert_eq!(server.job(job.id()).await.json["attempt"], 1);
     }
 }
+
+#[tokio::test]
+async fn nothing_starts_while_less_of_the_disk_is_free_than_is_asked_for() {
+    let server = Place::new().config("[launcher]\nmin_free_disk = \"1000TiB\"\n").start().await;
+    let job = server.submit(sh("exit 0")).await;
+    assert_eq!(server.job(job.id()).await.reason(), Some("disk_low"));
+    let server = server.kill().await.config("[launcher]\nmin_free_disk = 0\n").start().await;
+    let mut events = server.events().await;
+    assert_eq!(events.end_of(job.id()).await, "completed");
+}
