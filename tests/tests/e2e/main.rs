@@ -7,6 +7,7 @@ mod command_line;
 mod compatibility;
 mod conditions;
 mod crash;
+mod demo;
 mod edit;
 mod failures;
 mod follow;
