@@ -14,9 +14,14 @@ fn repository() -> &'static Path {
 
 /// The command line with a home of its own, and no service anywhere.
 async fn alone(home: &Path, arguments: &[&str]) -> Output {
+    alone_with(home, arguments, &[]).await
+}
+
+/// The same with further variables.
+async fn alone_with(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(program());
     command.args(arguments).env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("TAXIWAY_NVML_LIBRARY", "").current_dir(home);
+    command.env("TAXIWAY_NVML_LIBRARY", "").envs(environment.iter().copied()).current_dir(home);
     patiently("the command to end", command.output()).await.expect("the program can be executed")
 }
 
@@ -142,7 +147,54 @@ async fn the_same_rules_apply_to_a_bundled_plugin_that_is_tried_out() {
     assert_eq!(rehearsal["rewrites"][0]["patch"].as_array().map(Vec::len), Some(2), "{result}");
 }
 
-/// Submits until it is the plugin that a fresh start of the service has.
+#[tokio::test]
+async fn a_granted_name_that_points_inside_is_not_reached_and_no_proxy_leads_around_the_gates() {
+    let mut receiver = Receiver::start(|_| (204, None)).await;
+    let place = Place::new();
+    let home = place.path().to_owned();
+    let port = receiver.url().rsplit(':').next().expect("a port").to_owned();
+    let manifest = format!(
+        "bundled = \"webhook\"\nhttp = [\"http://localhost:{port}\"]\n[settings]\nurl = \"http://localhost:{port}/hook\"\nunsigned = true\n"
+    );
+    fs::write(home.join("notify.toml"), &manifest).expect("a manifest");
+    let proxy: Vec<(&str, &str)> =
+        ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].map(|name| (name, receiver.url())).to_vec();
+    let test = ["plugin", "test", "notify.toml", "--live"];
+    let tried = alone_with(&home, &test, &proxy).await;
+    assert_eq!(tried.status.code(), Some(1), "{}", said(&tried));
+    for part in ["loopback", "allow_private", "complete"] {
+        assert!(said(&tried).contains(part), "{part}: {}", said(&tried));
+    }
+    assert!(receiver.rest().is_empty(), "nothing left the gates");
+
+    // Granted, it is reached, and still without a proxy: nobody listens there.
+    let granted = manifest.replace("[settings]", "allow_private = [\"127.0.0.1\", \"::1\"]\n[settings]");
+    fs::write(home.join("notify.toml"), granted).expect("a manifest");
+    let tried = alone_with(&home, &test, &[("http_proxy", "http://127.0.0.1:1")]).await;
+    assert!(tried.status.success(), "{}", said(&tried));
+    assert_eq!(receiver.webhook().await.json()["type"], "job.completed");
+}
+
+#[tokio::test]
+async fn what_an_observing_plugin_says_is_recorded_and_has_no_effect() {
+    let place = Place::new().manifest("watch", "mode = \"observe\"\n").component("watch", &guest::trap());
+    let server = place.start().await;
+    server.plugin("watch", |plugin| plugin["state"] == "in_force").await;
+    let mut events = server.events().await;
+    let job = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    let explained = server.get(&format!("/jobs/{}/explain", job.id())).await.expect(200).json();
+    let verdict = &explained["verdicts"][0];
+    assert_eq!(
+        (&verdict["plugin"], &verdict["stage"], &verdict["hook"], &verdict["outcome"]),
+        (&json!("watch"), &json!("submit"), &json!("validate"), &json!("observed_failed")),
+        "{explained}"
+    );
+    assert!(verdict["duration_seconds"].is_f64() && verdict["sha256"].is_string(), "{explained}");
+    assert!(verdict["problems"][0]["message"].as_str().is_some_and(|text| text.contains("trap")), "{explained}");
+}
+
+/// A submission that is refused because of a plugin.
 async fn failed_by(server: &Server) -> Value {
     server.post("/jobs", &sh("exit 0")).await.expect(503).problem()
 }
