@@ -51,6 +51,13 @@ impl Refused {
         refused
     }
 
+    /// The same with what became of each part of the request.
+    pub(super) fn with_items<T: serde::Serialize>(mut self, items: &[T]) -> Self {
+        // Made of jobs and documents, which JSON can write.
+        self.0.items = serde_json::to_value(items).ok();
+        self
+    }
+
     /// The document.
     pub(super) fn document(&self) -> &ProblemDocument {
         &self.0
@@ -86,6 +93,8 @@ impl From<StoreError> for Refused {
             StoreError::DuplicateExternalId => {
                 Self::new(StatusCode::CONFLICT, "duplicate-external-id", "another job has this external_id")
             }
+            // Looked at again by whoever sends a key; nobody else meets it.
+            StoreError::KeyTaken => Self::new(StatusCode::CONFLICT, "idempotency-key-reused", error.to_string()),
             StoreError::Full => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 "disk-full",

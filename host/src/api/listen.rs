@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{self, Peer};
-use super::{Api, hosts, routes, socket, token};
+use super::{Api, hosts, idempotency, routes, socket, token};
 use crate::config::Settings;
 use crate::service::Service;
 use crate::systemd;
@@ -104,6 +104,7 @@ impl Server {
             hosts: hosts::Hosts::new(&service.settings.config.server),
             service,
             tokens: token::Tokens::default(),
+            keys: idempotency::Keys::default(),
             large_bodies: Semaphore::new(1),
             stop: stop.clone(),
         });

@@ -10,6 +10,7 @@ mod body;
 mod connection;
 mod gate;
 mod hosts;
+mod idempotency;
 mod listen;
 mod openapi;
 mod routes;
@@ -49,6 +50,8 @@ struct Api {
     tokens: token::Tokens,
     /// Bodies of more than 16 MiB that may be in memory at a time.
     large_bodies: tokio::sync::Semaphore,
+    /// Requests with an Idempotency-Key that are being carried out.
+    keys: idempotency::Keys,
     /// Cancelled when the service stops: streams end then.
     stop: CancellationToken,
 }

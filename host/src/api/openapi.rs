@@ -38,10 +38,16 @@ fn describe() -> Value {
 
 fn operation(route: &Route) -> Value {
     let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    let parameters: Vec<Value> = in_path
+    let mut parameters: Vec<Value> = in_path
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .chain(route.query.iter().map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}})))
         .collect();
+    if route.takes_key() {
+        parameters.push(json!({
+            "name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255},
+            "description": "The same key with the same request is answered with what it came to the first time",
+        }));
+    }
     let (status, content) = match (route.path, route.answer) {
         ("/api/v1/jobs", Some(name)) if route.method == "post" => ("201", schema_content(name)),
         (_, Some(name)) => ("200", schema_content(name)),
@@ -65,6 +71,8 @@ fn operation(route: &Route) -> Value {
         "/api/v1/jobs/{id}/move" => Some("Move"),
         "/api/v1/jobs" if route.method == "post" => Some("Submission"),
         "/api/v1/jobs/{id}" if route.method == "patch" => Some("Submission"),
+        "/api/v1/jobs/batch" => Some("SubmissionBatch"),
+        "/api/v1/jobs/cancel" => Some("CancelMany"),
         "/api/training/execute" => Some("Execute"),
         _ => None,
     };
@@ -199,6 +207,23 @@ fn schemas() -> Value {
             }}},
             "next_cursor": may_be_text(),
         }},
+        "SubmissionBatch": {"type": "array", "items": reference("Submission"), "minItems": 1, "maxItems": 1000},
+        "Batch": {"type": "object", "properties": {"items": {"type": "array", "items": {
+            "type": "object",
+            "properties": {"status": {"type": "integer"}, "job": reference("Job"), "problem": reference("Problem")},
+        }}}},
+        "CancelMany": {"type": "object", "additionalProperties": false, "properties": {
+            "ids": texts(),
+            "filter": {"type": "object", "additionalProperties": false, "properties": {
+                "state": texts(), "label": texts(), "name": text(), "profile": text(),
+            }},
+        }},
+        "CancelledMany": {"type": "object", "properties": {
+            "items": {"type": "array", "items": {"type": "object", "properties": {
+                "id": text(), "status": {"type": "integer"}, "state": {"enum": states}, "problem": reference("Problem"),
+            }}},
+            "more": {"type": "boolean"},
+        }},
         "Queue": {"type": "object", "properties": {
             "mode": {"enum": ["run", "paused", "draining"]},
             "running": {"type": "array", "items": reference("Job")},
@@ -229,6 +254,7 @@ fn schemas() -> Value {
             "plugin": text(),
             "limit": text(),
             "state": {"enum": states},
+            "items": {"type": "array"},
         }},
         "Health": {"type": "object", "properties": {"status": text(), "version": text()}},
         "Execute": {"type": "object", "required": ["config"], "properties": {

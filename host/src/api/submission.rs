@@ -1,8 +1,11 @@
 //! From the bytes of a submission to a draft that admission can judge, with everything that is wrong said at once.
 
+use std::fmt;
+
 use axum::http::StatusCode;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use serde_path_to_error::{Path, Segment};
 use taxiway_job::{JobId, Problem, Terms};
@@ -31,6 +34,38 @@ pub(super) fn parse(body: &[u8]) -> Result<Submission, Refused> {
     let submission: Submission = serde_json::from_slice(body).map_err(|error| diagnose(body, &error))?;
     let problems = check(&submission);
     if problems.is_empty() { Ok(submission) } else { Err(Refused::problems("invalid-submission", problems)) }
+}
+
+/// A submission that is an object; serde would take a list for one, its values in the order of the fields.
+pub(super) struct Whole(Submission);
+
+impl Whole {
+    /// The submission, when nothing of it is too much.
+    ///
+    /// # Errors
+    /// 422 with all that is.
+    pub(super) fn checked(self) -> Result<Submission, Refused> {
+        let problems = check(&self.0);
+        if problems.is_empty() { Ok(self.0) } else { Err(Refused::problems("invalid-submission", problems)) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a submission, which is a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Whole, A::Error> {
+                Submission::deserialize(MapAccessDeserializer::new(map)).map(Whole)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
 }
 
 /// What admission judges. Call it with a submission that [`parse`] has let through.

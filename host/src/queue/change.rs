@@ -52,7 +52,7 @@ impl Owner {
                 let lacks_gpus = entry.gpus() as usize > self.slots.count();
                 self.jobs.enter(id, entry, Time::now());
                 self.jobs.set_unmet(id, Condition::GpusUnavailable, lacks_gpus);
-                self.look_at_predecessors(id, Asker::Operation(operation));
+                self.look_at_predecessors(vec![id], Asker::Operation(operation));
             }
             Err(error) => {
                 operation.answer(Err(error.into()));
@@ -61,18 +61,23 @@ impl Owner {
         }
     }
 
-    /// Finds out how the jobs have ended that a job comes after and that the queue does not have any more. Until then the job
-    /// does not start; then whoever put it into the line is answered.
-    pub(super) fn look_at_predecessors(&mut self, id: JobId, asker: Asker) {
-        let ended: Vec<JobId> = match self.jobs.get(id).and_then(|entry| entry.terms()) {
-            Some(terms) => terms.after.iter().copied().filter(|job| !self.jobs.contains(*job)).collect(),
-            None => Vec::new(),
-        };
-        if ended.is_empty() {
-            return self.predecessors_looked_at(id, asker, Ok(HashMap::new()));
+    /// Finds out how the jobs have ended that these jobs come after and that the queue does not have any more. Until then they do
+    /// not start; then whoever put them into the line is answered.
+    pub(super) fn look_at_predecessors(&mut self, ids: Vec<JobId>, asker: Asker) {
+        let mut ended: Vec<JobId> = Vec::new();
+        for id in &ids {
+            let Some(terms) = self.jobs.get(*id).and_then(|entry| entry.terms()) else { continue };
+            let of_it = terms.after.iter().copied().filter(|job| !self.jobs.contains(*job));
+            let before = ended.len();
+            ended.extend(of_it);
+            if ended.len() > before
+                && let Some(entry) = self.jobs.get_mut(*id)
+            {
+                entry.busy = true;
+            }
         }
-        if let Some(entry) = self.jobs.get_mut(id) {
-            entry.busy = true;
+        if ended.is_empty() {
+            return self.predecessors_looked_at(&ids, asker, Ok(HashMap::new()));
         }
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
@@ -81,43 +86,52 @@ impl Owner {
                 Ok(()) => store.states(ended).await,
                 Err(error) => Err(error),
             };
-            Done::Predecessors { job: id, asker, ends }
+            Done::Predecessors { jobs: ids, asker, ends }
         }));
     }
 
     pub(super) fn predecessors_looked_at(
         &mut self,
-        id: JobId,
+        ids: &[JobId],
         asker: Asker,
         ends: Result<HashMap<JobId, State>, StoreError>,
     ) {
-        match ends {
-            Ok(ends) => {
-                let in_vain = ends.into_iter().filter(|(_, end)| matches!(end, State::Failed | State::Cancelled));
-                self.in_vain.extend(in_vain.map(|(job, end)| (id, Verb::InVain(job, end))));
-            }
-            Err(error) => {
-                tracing::error!(job = %id, %error, "it cannot be told how the jobs ended that it comes after: it waits");
-                self.jobs.set_unmet(id, Condition::After, true);
+        for id in ids.iter().copied() {
+            let Some(terms) = self.jobs.get(id).and_then(|entry| entry.terms()) else { continue };
+            match &ends {
+                Ok(ends) => {
+                    let end_of = |job: &JobId| Some((*job, *ends.get(job)?));
+                    let in_vain = terms.after.iter().filter_map(end_of);
+                    let in_vain = in_vain.filter(|(_, end)| matches!(end, State::Failed | State::Cancelled));
+                    self.in_vain.extend(in_vain.map(|(job, end)| (id, Verb::InVain(job, end))));
+                }
+                Err(error) => {
+                    tracing::error!(job = %id, %error, "it cannot be told how the jobs ended that it comes after: it waits");
+                    self.jobs.set_unmet(id, Condition::After, true);
+                }
             }
         }
-        if let Some(entry) = self.jobs.get_mut(id) {
-            entry.busy = false;
+        for id in ids {
+            if let Some(entry) = self.jobs.get_mut(*id) {
+                entry.busy = false;
+            }
         }
         self.give_up_in_vain();
-        let state = self.jobs.get(id).map_or(State::Cancelled, |entry| entry.state());
         // Answered when what has just followed is durable too.
         match asker {
             Asker::Submission(reply) => {
-                let standing = self.standing(id);
+                let standings = ids.iter().map(|id| self.standing(*id)).collect();
                 // An error means that the asker has gone away.
-                self.then.answers.push(Box::new(move |result| drop(reply.send(result.map(|()| standing)))));
+                self.then.answers.push(Box::new(move |result| drop(reply.send(result.map(|()| standings)))));
             }
             Asker::Operation(operation) => {
+                let state = self.jobs.get(operation.id).map_or(State::Cancelled, |entry| entry.state());
                 self.then.answers.push(Box::new(move |result| operation.answer(result.map(|()| state))));
             }
         }
-        self.resume_operations(id);
+        for id in ids {
+            self.resume_operations(*id);
+        }
     }
 
     /// Moves a queued job, or has a held one released at the front. Places that are chosen by their neighbours are written one
@@ -207,7 +221,7 @@ impl Owner {
         if let Some(entry) = self.jobs.get_mut(id) {
             entry.revision += 1;
         }
-        self.look_at_predecessors(id, Asker::Operation(operation));
+        self.look_at_predecessors(vec![id], Asker::Operation(operation));
     }
 
     pub(super) fn limit(&mut self, operation: Operation, limit: Option<Duration>) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use taxiway_job::{Job, JobId, Progress, Reason, State, Target, Time};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::{BodyHash, StoreError};
+use crate::store::{BodyHash, NewKey, StoreError};
 
 /// Commands that may wait for the owner: enough for every connection to have one, and a bound all the same.
 pub(super) const WAITING_COMMANDS: usize = 1024;
@@ -125,9 +125,20 @@ impl Verb {
     }
 }
 
+/// Jobs that are submitted together: all of them are stored, or none.
+#[derive(Debug)]
+pub struct Submission {
+    /// The jobs, each `queued` or `held`, in the order in which they stand in line.
+    pub jobs: Vec<Arc<Job>>,
+    /// Tells whether a repeated request was the same one.
+    pub body: BodyHash,
+    /// Stored with them, so that neither is there without the other.
+    pub key: Option<NewKey>,
+}
+
 /// One message to the owner.
 pub(super) enum Command {
-    Submit { job: Arc<Job>, body: BodyHash, reply: oneshot::Sender<Result<Standing, QueueError>> },
+    Submit { submission: Submission, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>> },
     Operate(Operation),
     SetMode { mode: Mode, by: String, reply: oneshot::Sender<Result<(), QueueError>> },
     Standing { ids: Vec<JobId>, reply: oneshot::Sender<Vec<Standing>> },
@@ -211,7 +222,16 @@ impl Queue {
     /// # Errors
     /// When it asks for more GPUs than there are, or the store refuses it.
     pub async fn submit(&self, job: Arc<Job>, body: BodyHash) -> Result<Standing, QueueError> {
-        self.ask(|reply| Command::Submit { job, body, reply }).await?
+        let standings = self.submit_all(Submission { jobs: vec![job], body, key: None }).await?;
+        Ok(standings.into_iter().next().unwrap_or_default())
+    }
+
+    /// The same for jobs that are submitted together. All are durable when this returns; it answers how each stands.
+    ///
+    /// # Errors
+    /// When one of them asks for more GPUs than there are, or the store refuses one; then none is stored.
+    pub async fn submit_all(&self, submission: Submission) -> Result<Vec<Standing>, QueueError> {
+        self.ask(|reply| Command::Submit { submission, reply }).await?
     }
 
     /// Cancels a job. A job without processes is `cancelled` when this returns, one with processes `cancelling`; the order is

@@ -26,6 +26,6 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-pub use handle::{Mode, Outlook, Queue, QueueError, Standing, Summary};
+pub use handle::{Mode, Outlook, Queue, QueueError, Standing, Submission, Summary};
 pub use owner::{Hooks, LaunchVerdict, Options, start};
 pub use slots::SlotGpu;

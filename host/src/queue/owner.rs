@@ -17,9 +17,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::arm::Armed;
-use super::handle::{Command, Mode, Operation, Queue, QueueError, Standing, Summary, Verb, WAITING_COMMANDS};
+use super::handle::{
+    Command, Mode, Operation, Queue, QueueError, Standing, Submission, Summary, Verb, WAITING_COMMANDS,
+};
 use super::slots::{SlotGpu, Slots, Taken};
-use crate::store::{BodyHash, Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
+use crate::store::{Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
 
 /// What the queue needs of plugins.
 #[async_trait]
@@ -206,10 +208,9 @@ pub(super) struct ArmPause {
 pub(super) enum Done {
     /// A submission was answered.
     Submitted {
-        entry: Entry,
-        id: JobId,
+        entries: Vec<(JobId, Entry)>,
         result: Result<(), StoreError>,
-        reply: oneshot::Sender<Result<Standing, QueueError>>,
+        reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>,
     },
     /// A job that had ended waits again.
     Returned { operation: Operation, entry: Entry, result: Result<(), StoreError> },
@@ -221,8 +222,8 @@ pub(super) enum Done {
     LimitRead { launch: LaunchId, limit: Result<Option<Option<Duration>>, StoreError> },
     /// A job was moved in the line, and perhaps released.
     Reranked { operation: Operation, shifts: Vec<Shift>, result: Result<(), StoreError> },
-    /// How the jobs have ended that a job comes after.
-    Predecessors { job: JobId, asker: Asker, ends: Result<HashMap<JobId, State>, StoreError> },
+    /// How the jobs have ended that these jobs come after.
+    Predecessors { jobs: Vec<JobId>, asker: Asker, ends: Result<HashMap<JobId, State>, StoreError> },
     /// A job without processes was moved to another state.
     Moved { operation: Operation, to: State, result: Result<(), StoreError> },
     /// A stop was stored.
@@ -243,7 +244,7 @@ pub(super) enum Done {
 
 /// Who waits for a job to be in line.
 pub(super) enum Asker {
-    Submission(oneshot::Sender<Result<Standing, QueueError>>),
+    Submission(oneshot::Sender<Result<Vec<Standing>, QueueError>>),
     Operation(Operation),
 }
 
@@ -324,7 +325,7 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Submit { job, body, reply } => self.submit(job, body, reply),
+            Command::Submit { submission, reply } => self.submit(submission, reply),
             Command::Operate(operation) => self.operate(operation),
             Command::SetMode { mode, by, reply } => self.set_mode(mode, by, reply),
             // An error in an answer means that the asker has gone away.
@@ -336,13 +337,13 @@ impl Owner {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Submitted { entry, id, result, reply } => self.submitted(entry, id, result, reply),
+            Done::Submitted { entries, result, reply } => self.submitted(entries, result, reply),
             Done::Returned { operation, entry, result } => self.returned(operation, entry, result),
             Done::Edited { operation, job, result } => self.edited(operation, &job, result),
             Done::Limited { operation, limit, result } => self.limited(operation, limit, result),
             Done::LimitRead { launch, limit } => self.limit_read(launch, limit),
             Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),
-            Done::Predecessors { job, asker, ends } => self.predecessors_looked_at(job, asker, ends),
+            Done::Predecessors { jobs, asker, ends } => self.predecessors_looked_at(&jobs, asker, ends),
             Done::Moved { operation, to, result } => self.moved(operation, to, result),
             Done::Stopped { operation, target, result } => self.stopped(operation, target, result),
             Done::Looked { operation, found } => self.looked(operation, found),
@@ -354,38 +355,54 @@ impl Owner {
         }
     }
 
-    fn submit(&mut self, job: Arc<Job>, body: BodyHash, reply: oneshot::Sender<Result<Standing, QueueError>>) {
-        if job.spec.gpus as usize > self.slots.count() {
+    fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>) {
+        let Submission { jobs, body, key } = submission;
+        let slots = self.slots.count();
+        if let Some(job) = jobs.iter().find(|job| job.spec.gpus as usize > slots) {
             // An error means that the asker has gone away, here and below.
-            let _ = reply.send(Err(QueueError::TooManyGpus { asked: job.spec.gpus, slots: self.slots.count() }));
+            let _ = reply.send(Err(QueueError::TooManyGpus { asked: job.spec.gpus, slots }));
             return;
         }
-        let rank = self.jobs.take_rank();
-        let entry = entry_of(&job, rank);
-        let (id, store) = (job.id, self.store.clone());
-        self.submitting.insert(id);
+        let mut entries = Vec::with_capacity(jobs.len());
+        let mut changes = Vec::with_capacity(jobs.len() + 1);
+        for job in jobs {
+            let rank = self.jobs.take_rank();
+            self.submitting.insert(job.id);
+            entries.push((job.id, entry_of(&job, rank)));
+            changes.push(Change::Submit(Box::new(NewJob { job, rank, body })));
+        }
+        changes.extend(key.map(|key| Change::Remember(Box::new(key))));
+        let store = self.store.clone();
         self.work.push(Box::pin(async move {
-            let result = store.commit(vec![Change::Submit(Box::new(NewJob { job, rank, body }))]).await;
-            Done::Submitted { entry, id, result, reply }
+            let result = store.commit(changes).await;
+            Done::Submitted { entries, result, reply }
         }));
     }
 
     fn submitted(
         &mut self,
-        entry: Entry,
-        id: JobId,
+        entries: Vec<(JobId, Entry)>,
         result: Result<(), StoreError>,
-        reply: oneshot::Sender<Result<Standing, QueueError>>,
+        reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>,
     ) {
-        self.submitting.remove(&id);
+        let ids: Vec<JobId> = entries.iter().map(|(id, _)| *id).collect();
+        for id in &ids {
+            self.submitting.remove(id);
+        }
         match result {
             Ok(()) => {
-                self.jobs.enter(id, entry, Time::now());
-                self.look_at_predecessors(id, Asker::Submission(reply));
+                let now = Time::now();
+                for (id, entry) in entries {
+                    self.jobs.enter(id, entry, now);
+                }
+                // Once all are in line: each stands where the others have left it.
+                self.look_at_predecessors(ids, Asker::Submission(reply));
             }
             Err(error) => {
                 let _ = reply.send(Err(error.into()));
-                self.resume_operations(id);
+                for id in ids {
+                    self.resume_operations(id);
+                }
             }
         }
     }

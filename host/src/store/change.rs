@@ -8,6 +8,8 @@ use taxiway_job::{
     Exit, Failure, Handover, Job, JobId, LaunchId, Progress, Reason, Shift, State, StopTarget, Time, Usage, Verdict,
 };
 
+use super::NewKey;
+
 /// One change. A unit of several becomes durable together or not at all; each transition leaves its event.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -203,6 +205,8 @@ pub enum Change {
         /// When.
         at: Time,
     },
+    /// The request that these submissions came with has an Idempotency-Key.
+    Remember(Box<NewKey>),
     /// A new access token.
     Token(NewToken),
 }

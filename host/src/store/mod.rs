@@ -9,6 +9,7 @@
 //! takes it, and [`Store::is_committing`] reads false meanwhile, so that nobody starts anything new.
 
 mod change;
+mod keys;
 mod reader;
 mod schema;
 mod writer;
@@ -25,6 +26,7 @@ pub use change::{
     BodyHash, Change, Delivery, DeliveryId, DeliveryStatus, End, Event, NewDelivery, NewJob, NewToken, NextAttempt,
     Scope,
 };
+pub use keys::{KnownKey, NewKey};
 pub use reader::{AttemptRecord, Course, Cursor, JobFilter, Kind, Page, Phase, QueuedJob, Token, UnsettledAttempt};
 
 /// Units that may wait for the writer. A sender past it waits in turn, which holds submissions back when the disk is slow.
@@ -182,6 +184,9 @@ pub enum StoreError {
     /// Another job has this external id.
     #[error("another job has this external id")]
     DuplicateExternalId,
+    /// A request was accepted under this Idempotency-Key already.
+    #[error("a request with this Idempotency-Key was accepted before")]
+    KeyTaken,
     /// The disk is full.
     #[error("the disk that holds the database is full")]
     Full,
@@ -203,6 +208,7 @@ impl From<rusqlite::Error> for StoreError {
             return match failure.code {
                 ErrorCode::DiskFull => Self::Full,
                 ErrorCode::ConstraintViolation if text.contains("external_id") => Self::DuplicateExternalId,
+                ErrorCode::ConstraintViolation if text.contains("idempotency_keys") => Self::KeyTaken,
                 // The change itself is at fault: trying it again would fail for ever.
                 ErrorCode::ConstraintViolation
                 | ErrorCode::TooBig

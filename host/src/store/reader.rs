@@ -1,6 +1,6 @@
 //! What can be asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub struct JobFilter {
     pub name: Option<String>,
     /// Of this profile.
     pub profile: Option<String>,
+    /// Submitted by them.
+    pub submitted_by: Option<String>,
     /// With this external id.
     pub external_id: Option<String>,
     /// Whose id begins like this (hexadecimal digits, hyphens where a UUID has them).
@@ -190,7 +192,8 @@ const JOB: &str = "seq, id, state, attempt, spec, config, submitted_config, rewr
     revision, retries_done, retry_at, submitted_beside, launch_verdicts";
 
 impl Store {
-    async fn read<T: Send + 'static>(
+    /// Runs a query on a connection of its own, off the runtime's threads.
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -229,6 +232,32 @@ impl Store {
         .await
     }
 
+    /// Those of these jobs that there are.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn jobs_by_id(&self, ids: Vec<JobId>) -> Result<HashMap<JobId, Job>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
+            let mut found = HashMap::with_capacity(ids.len());
+            for id in ids {
+                if let Some(job) = statement.query_row(params![id.as_bytes()], job).optional()? {
+                    found.insert(id, job);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// The ids of jobs that the filter lets through, in the order of their submission.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn job_ids(&self, filter: JobFilter) -> Result<Page<JobId>, StoreError> {
+        self.read(move |db| page(db, "seq, id", &filter, |row| Ok(JobId::from_bytes(row.get("id")?)))).await
+    }
+
     /// The job with this external id, and the hash of the request that submitted it.
     ///
     /// # Errors
@@ -244,28 +273,30 @@ impl Store {
         .await
     }
 
+    /// Those of these external ids that jobs have already.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn taken_external_ids(&self, external_ids: Vec<String>) -> Result<HashSet<String>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached("SELECT 1 FROM jobs WHERE external_id = ?1")?;
+            let mut taken = HashSet::new();
+            for id in external_ids {
+                if statement.exists(params![id])? {
+                    taken.insert(id);
+                }
+            }
+            Ok(taken)
+        })
+        .await
+    }
+
     /// The jobs that the filter lets through, in the order of their submission.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Page<Job>, StoreError> {
-        self.read(move |db| {
-            let (sql, values) = list_query(&filter);
-            let mut statement = db.prepare_cached(&sql)?;
-            let mut rows = statement.query(params_from_iter(values))?;
-            let mut page = Page { items: Vec::new(), next: None };
-            let mut last = 0;
-            while let Some(row) = rows.next()? {
-                if page.items.len() == filter.limit {
-                    page.next = Some(Cursor(last));
-                    break;
-                }
-                last = row.get("seq")?;
-                page.items.push(job(row)?);
-            }
-            Ok(page)
-        })
-        .await
+        self.read(move |db| page(db, JOB, &filter, job)).await
     }
 
     /// Every job that has not ended, in the order of submission.
@@ -277,7 +308,7 @@ impl Store {
             let mut statement = db.prepare_cached(
                 "SELECT id, state, priority, rank, gpus, attempt, stop_target, profile, terms, revision, retries_done,
                     retry_at FROM jobs
-                 WHERE state NOT IN ('completed', 'failed', 'cancelled')",
+                 WHERE state IN ('held', 'queued', 'pending', 'running', 'cancelling')",
             )?;
             let jobs = statement.query_map([], |row| {
                 let stop_target = row.get::<_, Option<String>>("stop_target")?;
@@ -382,7 +413,8 @@ impl Store {
         self.read(|db| {
             Ok(db.query_row(
                 "SELECT max(coalesce((SELECT rank FROM jobs ORDER BY seq DESC LIMIT 1), 0),
-                    coalesce((SELECT max(rank) FROM jobs WHERE state NOT IN ('completed', 'failed', 'cancelled')), 0))",
+                    coalesce((SELECT max(rank) FROM jobs
+                        WHERE state IN ('held', 'queued', 'pending', 'running', 'cancelling')), 0))",
                 [],
                 |row| row.get(0),
             )?)
@@ -606,7 +638,30 @@ impl Store {
     }
 }
 
-fn list_query(filter: &JobFilter) -> (String, Vec<Sql>) {
+/// One page of what the filter lets through, with one row more than it may have looked at to know whether there is another.
+fn page<T>(
+    db: &Connection,
+    columns: &str,
+    filter: &JobFilter,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Page<T>, StoreError> {
+    let (sql, values) = list_query(columns, filter);
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    let mut page = Page { items: Vec::new(), next: None };
+    let mut last = 0;
+    while let Some(row) = rows.next()? {
+        if page.items.len() == filter.limit {
+            page.next = Some(Cursor(last));
+            break;
+        }
+        last = row.get("seq")?;
+        page.items.push(read(row)?);
+    }
+    Ok(page)
+}
+
+fn list_query(columns: &str, filter: &JobFilter) -> (String, Vec<Sql>) {
     let mut values: Vec<Sql> = Vec::new();
     // Every value of a user's is bound; the statement's text is ours alone.
     let mut bind = |value: Sql| {
@@ -618,8 +673,12 @@ fn list_query(filter: &JobFilter) -> (String, Vec<Sql>) {
         let beyond = if filter.newest_first { '<' } else { '>' };
         conditions.push(format!("seq {beyond} {}", bind(seq.into())));
     }
-    for (column, value) in [("name", &filter.name), ("profile", &filter.profile), ("external_id", &filter.external_id)]
-    {
+    for (column, value) in [
+        ("name", &filter.name),
+        ("profile", &filter.profile),
+        ("external_id", &filter.external_id),
+        ("submitted_by", &filter.submitted_by),
+    ] {
         if let Some(value) = value {
             conditions.push(format!("{column} = {}", bind(value.clone().into())));
         }
@@ -632,13 +691,27 @@ fn list_query(filter: &JobFilter) -> (String, Vec<Sql>) {
         let (key, value) = (bind(key.clone().into()), bind(value.clone().into()));
         conditions.push(format!("(SELECT value FROM json_each(spec, '$.labels') WHERE key = {key}) = {value}"));
     }
-    if !filter.states.is_empty() {
-        let states: Vec<String> = filter.states.iter().map(|state| format!("'{state}'")).collect();
-        conditions.push(format!("state IN ({})", states.join(", ")));
-    }
-    let condition = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
-    let order = if filter.newest_first { "DESC" } else { "ASC" };
-    (format!("SELECT {JOB} FROM jobs {condition} ORDER BY seq {order} LIMIT {}", filter.limit + 1), values)
+    let order = format!("ORDER BY seq {} LIMIT {}", if filter.newest_first { "DESC" } else { "ASC" }, filter.limit + 1);
+    let select = |state: Option<State>| {
+        // Every job has a place in the line of its state, so that each part is one walk along the index of states.
+        let state = state.map(|state| format!("state = '{state}'"));
+        let all: Vec<&str> = conditions.iter().map(String::as_str).chain(state.as_deref()).collect();
+        let condition = if all.is_empty() { String::new() } else { format!("WHERE {}", all.join(" AND ")) };
+        format!("SELECT {columns} FROM jobs {condition} {order}")
+    };
+    let mut states = filter.states.clone();
+    states.sort_unstable();
+    states.dedup();
+    let sql = match states.as_slice() {
+        [] => select(None),
+        [state] => select(Some(*state)),
+        several => {
+            let parts: Vec<String> =
+                several.iter().map(|state| format!("SELECT * FROM ({})", select(Some(*state)))).collect();
+            format!("{} {order}", parts.join(" UNION ALL "))
+        }
+    };
+    (sql, values)
 }
 
 /// The lowest and the highest id that begin with these hexadecimal digits.

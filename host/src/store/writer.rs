@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use taxiway_job::{Job, JobId, Shift, State, Time};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
-use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, StoreError};
+use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, StoreError, keys};
 
 /// The most units in one transaction: bounds how long the first of them waits for its answer.
 const GROUP: usize = 1024;
@@ -339,6 +339,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             delivery_event(db, told, *at, "delivery.dead", delivery.0, Some(error))
         }
         Change::Plugin { kind, data, at } => event(db, told, *at, kind, None, data.clone()),
+        Change::Remember(key) => keys::remember(db, key),
         Change::Token(token) => {
             // The token file is the truth for the token that the first start made: a new file replaces it.
             db.prepare_cached(

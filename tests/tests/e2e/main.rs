@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod batch;
 mod cancel;
 mod command_line;
 mod compatibility;
@@ -12,6 +13,7 @@ mod edit;
 mod failures;
 mod follow;
 mod hostile;
+mod idempotency;
 mod kills;
 mod launch;
 mod load;

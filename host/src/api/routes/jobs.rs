@@ -70,20 +70,8 @@ fn filter(query: &str) -> Result<JobFilter, Refused> {
     let mut filter = JobFilter { limit: LIMIT, newest_first: true, ..JobFilter::default() };
     for (name, value) in pairs {
         match name.as_str() {
-            "state" => {
-                for state in value.split(',').filter(|state| !state.is_empty()) {
-                    let state: JobState = state
-                        .parse()
-                        .map_err(|error: taxiway_job::UnknownState| Refused::invalid_request(error.to_string()))?;
-                    filter.states.push(state);
-                }
-            }
-            "label" => {
-                let (key, wanted) = value.split_once('=').ok_or_else(|| {
-                    Refused::invalid_request(format!("label is `{value}`: write it like label=team=nlp"))
-                })?;
-                filter.labels.push((key.to_owned(), wanted.to_owned()));
-            }
+            "state" => states(&value, &mut filter.states)?,
+            "label" => filter.labels.push(label(&value)?),
             "name" => filter.name = Some(value),
             "profile" => filter.profile = Some(value),
             "external_id" => filter.external_id = Some(value),
@@ -127,6 +115,23 @@ fn filter(query: &str) -> Result<JobFilter, Refused> {
         }
     }
     Ok(filter)
+}
+
+/// The states of a text like `queued,running`.
+pub(super) fn states(text: &str, states: &mut Vec<JobState>) -> Result<(), Refused> {
+    for state in text.split(',').filter(|state| !state.is_empty()) {
+        let state = state.parse();
+        states.push(state.map_err(|error: taxiway_job::UnknownState| Refused::invalid_request(error.to_string()))?);
+    }
+    Ok(())
+}
+
+/// The key and value of a text like `team=nlp`.
+pub(super) fn label(text: &str) -> Result<(String, String), Refused> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| Refused::invalid_request(format!("label is `{text}`: write it like label=team=nlp")))?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Every route: one table, from which the router and `/openapi.json` are made.
 
+mod batch;
+mod cancel;
 mod edit;
 mod events;
 mod execute;
@@ -44,6 +46,11 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Whether a request to it may carry an Idempotency-Key.
+    pub(super) fn takes_key(&self) -> bool {
+        self.method == "post" && matches!(self.path, "/api/v1/jobs" | "/api/v1/jobs/batch")
+    }
+
     /// Probes know the service by its address alone.
     fn any_host(&self) -> bool {
         matches!(self.path, "/healthz" | "/readyz")
@@ -72,6 +79,8 @@ macro_rules! route {
 #[rustfmt::skip]
 pub(super) static ROUTES: &[Route] = &[
     route!(post "/api/v1/jobs", SUBMIT, submit::submit, ["dry_run"] -> Some("Job"), "Submit a job, or ask what would become of it"),
+    route!(post "/api/v1/jobs/batch", SUBMIT, batch::submit, ["atomic"] -> Some("Batch"), "Submit up to 1,000 jobs, with a result for each"),
+    route!(post "/api/v1/jobs/cancel", SUBMIT, cancel::cancel, [] -> Some("CancelledMany"), "Cancel many jobs, by their ids or by a filter"),
     route!(get "/api/v1/jobs", READ, jobs::list, ["state" "label" "name" "profile" "external_id" "id" "sort" "limit" "cursor"] -> Some("Page"), "List jobs"),
     route!(get "/api/v1/jobs/{id}", READ, jobs::one, [] -> Some("Job"), "One job"),
     route!(patch "/api/v1/jobs/{id}", SUBMIT, edit::edit, [] -> Some("Job"), "Change a job that waits, or the time limit of one that runs"),

@@ -1,23 +1,25 @@
 //! `POST /api/v1/jobs`
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::RawQuery;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use std::borrow::Cow;
 use taxiway_job::{Job, JobId, Problem, Terms};
 
 use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
+use super::super::idempotency::{self, Begun, Outcome};
 use super::super::{Api, State, body, submission, wire};
+use super::batch;
 use crate::admission::{Draft, Refusal};
-use crate::queue::Standing;
-use crate::store::{BodyHash, Scope};
+use crate::queue::{self, QueueError, Standing};
+use crate::store::{BodyHash, Scope, StoreError};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +31,7 @@ struct Parameters {
 pub(super) async fn submit(
     api: State,
     caller: Caller,
+    uri: Uri,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
@@ -38,24 +41,61 @@ pub(super) async fn submit(
         None => Parameters::default(),
     };
     let bytes = body::json(&headers, body).await?;
-    let mut draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
-    may_submit(&caller, &draft)?;
-    draft.problems = unknown_predecessors(&api, &draft.terms).await?;
     if parameters.dry_run {
+        let mut draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
+        may_submit(&caller, &draft)?;
+        draft.problems = unknown_predecessors(&api, &draft.terms).await?;
         return dry_run(&api, &caller, draft).await;
     }
-    let hash = BodyHash(Sha256::digest(&bytes).into());
-    drop(bytes);
-    let (job, standing) = accept(&api, &caller, draft, hash).await?;
-    let mut response = (StatusCode::CREATED, Json(wire::Job::new(&job, &standing))).into_response();
+    // A second look finds what another service process or a lost claim has stored since the first.
+    loop {
+        let begun = idempotency::begin(&api, &caller, &headers, &uri, &bytes).await?;
+        let claim = match begun {
+            Begun::Before(outcome) => return replay(&api, outcome).await,
+            Begun::First(claim) => Some(claim),
+            Begun::Unkeyed => None,
+        };
+        let mut draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
+        may_submit(&caller, &draft)?;
+        draft.problems = unknown_predecessors(&api, &draft.terms).await?;
+        let body = BodyHash(Sha256::digest(&bytes).into());
+        let job = judge(&api, &caller, draft).await?;
+        let key = claim.as_ref().map(|claim| claim.key(&Outcome::Job(job.id)));
+        let submission = queue::Submission { jobs: vec![job.clone()], body, key };
+        match api.service.queue.submit_all(submission).await {
+            Ok(standings) => {
+                let job = as_stored(&api, job).await?;
+                return Ok(created(&job, standings.first().unwrap_or(&Standing::default())));
+            }
+            Err(QueueError::Store(StoreError::KeyTaken)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn created(job: &Job, standing: &Standing) -> Response {
+    let mut response = (StatusCode::CREATED, Json(wire::Job::new(job, standing))).into_response();
     if let Ok(location) = HeaderValue::try_from(format!("/api/v1/jobs/{}", job.id)) {
         response.headers_mut().insert(header::LOCATION, location);
     }
+    response
+}
+
+/// The answer to a request that was carried out before: what it came to, as that is now.
+pub(super) async fn replay(api: &Api, outcome: Outcome) -> Result<Response, Refused> {
+    let mut response = match outcome {
+        Outcome::Job(id) => {
+            let job = api.service.store.job(id).await?.ok_or_else(|| idempotency::removed(id))?;
+            created(&job, &super::jobs::standing_of(api, id).await)
+        }
+        Outcome::Batch(items) => batch::again(api, items).await?,
+    };
+    idempotency::mark_replayed(&mut response);
     Ok(response)
 }
 
 /// With the scope `submit` only what an administrator has written down may run.
-fn may_submit(caller: &Caller, draft: &Draft) -> Result<(), Refused> {
+pub(super) fn may_submit(caller: &Caller, draft: &Draft) -> Result<(), Refused> {
     if caller.scope >= Scope::Operate || (draft.command.is_none() && draft.profile.is_some()) {
         return Ok(());
     }
@@ -75,6 +115,11 @@ pub(super) async fn unknown_predecessors(api: &Api, terms: &Terms) -> Result<Vec
     Ok(unknown.map(|job| problem("", "unknown-job", format!("it comes after job {job}, which there is not"))).collect())
 }
 
+/// Has a draft judged. What comes of it may stand in line.
+pub(super) async fn judge(api: &Api, caller: &Caller, draft: Draft) -> Result<Arc<Job>, Refused> {
+    Ok(Arc::new(api.service.admission.judge(draft, &caller.name, false).await?.job))
+}
+
 /// Judges a draft and puts the job into the line. It is durable when this returns.
 pub(super) async fn accept(
     api: &Api,
@@ -82,14 +127,18 @@ pub(super) async fn accept(
     draft: Draft,
     hash: BodyHash,
 ) -> Result<(Arc<Job>, Standing), Refused> {
-    let job = Arc::new(api.service.admission.judge(draft, &caller.name, false).await?.job);
+    let job = judge(api, caller, draft).await?;
     let standing = api.service.queue.submit(job.clone(), hash).await?;
+    Ok((as_stored(api, job).await?, standing))
+}
+
+/// A job just after its submission: one that comes after a job that has failed is cancelled at once.
+pub(super) async fn as_stored(api: &Api, job: Arc<Job>) -> Result<Arc<Job>, Refused> {
     if job.spec.terms.after.is_empty() {
-        return Ok((job, standing));
+        return Ok(job);
     }
-    // One that comes after a job that has failed is cancelled at once.
     let stored = api.service.store.job(job.id).await?;
-    Ok((stored.map_or(job, Arc::new), standing))
+    Ok(stored.map_or(job, Arc::new))
 }
 
 async fn dry_run(api: &Api, caller: &Caller, draft: Draft) -> Result<Response, Refused> {

@@ -6,6 +6,7 @@
 mod event;
 mod job;
 mod list;
+mod many;
 mod operation;
 mod problem;
 mod submission;
@@ -16,6 +17,7 @@ pub use event::{Event, Heard};
 pub(crate) use job::tests as job_tests;
 pub use job::{Env, Job};
 pub use list::{Health, JobMetrics, Page, QueueSummary, Series, Verdict};
+pub use many::{Batch, BatchItem, CancelFilter, CancelMany, CancelledItem, CancelledMany};
 pub use operation::{Explanation, Move, MoveTo, Requeue};
 pub use problem::ProblemDocument;
 pub use submission::Submission;

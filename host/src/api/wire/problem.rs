@@ -1,6 +1,7 @@
 //! An error as a document (RFC 9457).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use taxiway_job::{Problem, State};
 
 /// `application/problem+json`: a refusal, with what a script and what a person needs.
@@ -30,4 +31,7 @@ pub struct ProblemDocument {
     /// The job's state, when that forbids the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
+    /// What became of each submission of a batch that was refused as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<Value>,
 }

@@ -8,7 +8,22 @@ ALTER TABLE jobs ADD COLUMN retry_at INTEGER;
 -- Labels and variables as submitted (`Beside`); NULL when no rewriter changed them.
 ALTER TABLE jobs ADD COLUMN submitted_beside TEXT;
 ALTER TABLE jobs ADD COLUMN launch_verdicts TEXT;
--- The latest ends: what a forecast goes by.
+
+-- Requests that were accepted under an Idempotency-Key: who sent them, SHA-256 of the whole request, and what they came to.
+CREATE TABLE idempotency_keys (
+    owner   TEXT    NOT NULL,
+    key     TEXT    NOT NULL,
+    request BLOB    NOT NULL,
+    answer  TEXT    NOT NULL,
+    at      INTEGER NOT NULL,
+    PRIMARY KEY (owner, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_keys_at ON idempotency_keys (at);
+
+-- A page of jobs in one state, whichever it is: the rows of an index are in the order of `seq` within a state.
+DROP INDEX jobs_live;
+CREATE INDEX jobs_state ON jobs (state);
+-- The latest ends, by which a forecast goes, and the first, which are the first to be forgotten.
 CREATE INDEX jobs_ended ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 -- How far each attempt said it was, over time: a sample is a JSON object of numbers. They become rarer as the attempt goes on
 -- (queue/samples.rs), so that their number is bounded.

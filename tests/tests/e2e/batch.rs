@@ -1,0 +1,110 @@
+//! Many jobs in one request.
+
+use serde_json::{Value, json};
+use taxiway_tests::{Gate, Place, Server, sh};
+
+async fn paused() -> Server {
+    let server = Place::new().start().await;
+    server.post_nothing("/queue/pause").await.expect(200);
+    server
+}
+
+fn statuses(answer: &Value) -> Vec<u64> {
+    answer["items"].as_array().expect("items").iter().map(|item| item["status"].as_u64().expect("a status")).collect()
+}
+
+#[tokio::test]
+async fn each_job_of_a_batch_has_a_result_of_its_own_and_the_good_ones_stand_in_line_in_their_order() {
+    let server = paused().await;
+    let mut taken = sh("true");
+    taken["external_id"] = "run-1".into();
+    let batch = json!({"jobs": [
+        sh("true"), {"comand": ["true"]}, {"command": ["true"], "gpus": 99}, taken, taken, sh("true"),
+    ]});
+    let answer = server.post("/jobs/batch", &batch).await.expect(200).json();
+    assert_eq!(statuses(&answer), [201, 422, 422, 201, 409, 201]);
+    let items = &answer["items"];
+    for (index, position) in [(0, 1), (3, 2), (5, 3)] {
+        assert_eq!(items[index]["job"]["position"], position, "{answer}");
+    }
+    assert_eq!(items[1]["problem"]["problems"][0]["help"], "did you mean `command`?");
+    assert_eq!(items[2]["problem"]["code"], "rejected");
+    assert_eq!(items[4]["problem"]["code"], "duplicate-external-id");
+    assert_eq!(server.jobs().await.len(), 3);
+    // What is stored already counts as taken too.
+    let again = server.post("/jobs/batch", &json!([taken, sh("true")])).await.expect(200).json();
+    assert_eq!(statuses(&again), [409, 201]);
+}
+
+#[tokio::test]
+async fn an_atomic_batch_is_stored_whole_or_not_at_all() {
+    let server = paused().await;
+    let bad = json!([sh("true"), {"command": ["true"], "gpus": 99}]);
+    let refused = server.post("/jobs/batch?atomic=true", &bad).await.expect(422).problem();
+    assert_eq!(refused["code"], "batch-refused");
+    assert_eq!(statuses(&refused), [424, 422]);
+    assert!(server.jobs().await.is_empty());
+    let stored = server.post("/jobs/batch?atomic=true", &json!([sh("true"), sh("true")])).await.expect(200).json();
+    assert_eq!(statuses(&stored), [201, 201]);
+}
+
+#[tokio::test]
+async fn a_batch_of_a_thousand_is_there_after_a_kill_and_one_of_more_is_refused() {
+    let server = paused().await;
+    let jobs = |count: usize| Value::from(vec![json!({"command": ["true"], "config": {"lr": 0.1}}); count]);
+    let answer = server.post("/jobs/batch", &jobs(1000)).await.expect(200).json();
+    assert!(statuses(&answer).iter().all(|status| *status == 201));
+    for count in [0, 1001] {
+        let refused = server.post("/jobs/batch", &jobs(count)).await.expect(422).problem();
+        assert_eq!(refused["code"], "invalid-submission");
+    }
+    let server = server.kill().await.start().await;
+    let stored: Vec<String> = server.jobs().await.iter().map(|job| job.id().to_owned()).collect();
+    let answered: Vec<&str> =
+        answer["items"].as_array().expect("items").iter().filter_map(|item| item["job"]["id"].as_str()).collect();
+    assert_eq!(stored, answered);
+}
+
+#[tokio::test]
+async fn many_jobs_are_cancelled_by_their_ids_each_with_a_result() {
+    let server = paused().await;
+    let (a, b) = (server.submit(sh("true")).await, server.submit(sh("true")).await);
+    let unknown = "01937c3e-8f00-7abc-8def-0123456789ab";
+    let request = json!({"ids": [a.id(), unknown, b.id(), a.id(), "nonsense"]});
+    let answer = server.post("/jobs/cancel", &request).await.expect(200).json();
+    assert_eq!(statuses(&answer), [200, 404, 200, 200, 404]);
+    assert_eq!(answer["items"][0], json!({"id": a.id(), "status": 200, "state": "cancelled"}));
+    assert_eq!(answer["more"], false);
+    for job in [&a, &b] {
+        assert_eq!(server.job(job.id()).await.state(), "cancelled");
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_cancelled_by_what_they_have_in_common() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let gate = Gate::new(server.place().path(), "gate");
+    let team = |script: &str, team: &str| {
+        let mut submission = sh(script);
+        submission["labels"] = json!({"team": team});
+        submission
+    };
+    let running = server.submit(team(&gate.wait(), "nlp")).await;
+    events.job(running.id(), "running").await;
+    let (ours, theirs) = (server.submit(team("true", "nlp")).await, server.submit(team("true", "vision")).await);
+    let request = json!({"filter": {"label": "team=nlp"}});
+    let answer = server.post("/jobs/cancel", &request).await.expect(200).json();
+    let states: Vec<&Value> = answer["items"].as_array().expect("items").iter().map(|item| &item["state"]).collect();
+    assert_eq!(states, ["cancelled", "cancelling"]);
+    assert_eq!(events.end_of(running.id()).await, "cancelled");
+    assert_eq!(server.job(ours.id()).await.state(), "cancelled");
+    assert_eq!(events.end_of(theirs.id()).await, "completed");
+    // Nothing that has ended is touched, and what is not understood cancels nothing.
+    for filter in [json!({}), json!({"state": "completed"}), json!({"state": ["queued", "held"]})] {
+        let answer = server.post("/jobs/cancel", &json!({"filter": filter})).await.expect(200).json();
+        assert_eq!(answer["items"], json!([]), "{filter}");
+    }
+    server.post("/jobs/cancel", &json!({})).await.expect(422);
+    server.post("/jobs/cancel", &json!({"filter": {"stat": "queued"}})).await.expect(422);
+}
