@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod plugin_events;
 pub mod queue;
 pub mod rehearsal;
+pub mod retention;
 pub mod service;
 pub mod store;
 mod systemd;

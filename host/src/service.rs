@@ -19,6 +19,7 @@ use crate::gpu::{self, Inventory};
 use crate::outbox::{self, Outbox};
 use crate::plugin_events;
 use crate::queue::{self, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
+use crate::retention::Retention;
 use crate::store::{NewDelivery, Store};
 
 /// Events of the launcher that may wait for the queue: a few for each job that runs at a time.
@@ -41,6 +42,8 @@ pub struct Service {
     pub plugins: PluginHost,
     /// The GPUs.
     pub gpus: Inventory,
+    /// What removes what was kept long enough.
+    pub retention: Retention,
     /// When it started.
     pub started_at: Time,
 }
@@ -98,6 +101,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         drained: drained.clone(),
     })
     .await?;
+    let retention = Retention::spawn(store.clone(), settings.jobs_dir(), settings.config.queue.retention.clone());
     let outbox = Outbox::spawn(outbox::Options {
         store: store.clone(),
         hooks: Arc::new(plugins.clone()),
@@ -114,7 +118,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         "started"
     );
     tokio::spawn(plugin_events::tell(plugins.clone(), store.clone(), stop.clone()));
-    let service = Arc::new(Service { settings, store, queue, admission, plugins, gpus, started_at: Time::now() });
+    let service =
+        Arc::new(Service { settings, store, queue, admission, plugins, gpus, retention, started_at: Time::now() });
     let ends = stop.clone();
     tokio::spawn(async move {
         tokio::select! {

@@ -52,6 +52,8 @@ fn operation(route: &Route) -> Value {
         ("/api/v1/jobs", Some(name)) if route.method == "post" => ("201", schema_content(name)),
         (_, Some(name)) => ("200", schema_content(name)),
         ("/api/v1/jobs/{id}/log", None) => ("200", json!({"text/plain": {}, "text/event-stream": {}})),
+        (_, None) if route.method == "delete" => ("204", json!({})),
+        ("/metrics", None) => ("200", json!({"text/plain": {}})),
         ("/api/v1/events", None) => ("200", json!({"text/event-stream": {}})),
         _ => ("200", json!({"application/json": {}})),
     };
@@ -255,6 +257,14 @@ fn schemas() -> Value {
             "limit": text(),
             "state": {"enum": states},
             "items": {"type": "array"},
+        }},
+        "Delivery": {"type": "object", "properties": {
+            "id": text(), "plugin": text(), "job_id": text(), "attempt": {"type": "integer"}, "end_state": {"enum": states},
+            "will_retry": {"type": "boolean"}, "status": {"enum": ["waiting", "delivered", "dead"]},
+            "tries": {"type": "integer"}, "next_at": time(), "last_error": may_be_text(), "created_at": time(),
+        }},
+        "Removed": {"type": "object", "properties": {
+            "jobs": {"type": "integer"}, "logs": {"type": "integer"}, "log_bytes": {"type": "integer"},
         }},
         "Health": {"type": "object", "properties": {"status": text(), "version": text()}},
         "Execute": {"type": "object", "required": ["config"], "properties": {

@@ -12,7 +12,7 @@ use taxiway_job::JobId;
 use super::Connect;
 use super::sse::EventStream;
 use crate::api::socket::SocketPath;
-use crate::api::wire::{Explanation, Job, Page, ProblemDocument, QueueSummary, Submission, Verdict};
+use crate::api::wire::{Explanation, Job, Page, ProblemDocument, QueueSummary, Removed, Submission, Verdict};
 use crate::config::{self, SYSTEM_SOCKET};
 
 /// A request that was not answered as asked for.
@@ -145,6 +145,10 @@ impl Client {
     /// `pause`, `resume` or `drain`.
     pub(super) async fn set_queue(&self, verb: &str) -> Result<QueueSummary<'static>, ClientError> {
         self.json(self.request(Method::POST, &format!("/api/v1/queue/{verb}"))).await
+    }
+
+    pub(super) async fn collect(&self) -> Result<Removed, ClientError> {
+        self.json(self.request(Method::POST, "/api/v1/gc")).await
     }
 
     pub(super) async fn plugins(&self) -> Result<Page<Value>, ClientError> {

@@ -17,6 +17,7 @@ mod service;
 mod sse;
 mod submit;
 mod terminal;
+mod upkeep;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -105,6 +106,10 @@ enum Command {
     Queue(queue::Queue),
     /// Look at the plugins, or write, check and try out your own.
     Plugin(plugins::Plugin),
+    /// Remove now what was kept long enough: ended jobs, their logs, old events.
+    Gc(upkeep::Gc),
+    /// Copy the database to a file, also while the service runs.
+    Backup(upkeep::Backup),
     /// Check or show the configuration.
     Config(config::Config),
     /// Run the service under systemd.
@@ -132,6 +137,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     let done = match line.command {
         Command::Serve(serve) => serve.run(line.connect.data_dir.as_deref()).map(|()| ExitCode::SUCCESS),
         Command::Config(config) => config.run().map(|()| ExitCode::SUCCESS),
+        Command::Backup(backup) => backup.run(line.connect.data_dir.as_deref()).map(|()| ExitCode::SUCCESS),
         Command::Service(service) => service.run(line.connect.data_dir.as_deref()).map(|()| ExitCode::SUCCESS),
         command => ask(command, &line.connect, json),
     };
@@ -163,7 +169,8 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Move(to) => to.run(&client, json).await.map(done),
             Command::Wait(wait) => wait.run(&client, json).await,
             Command::Queue(queue) => queue.run(&client, json).await.map(done),
-            Command::Plugin(_) | Command::Serve(_) | Command::Config(_) | Command::Service(_) => {
+            Command::Gc(gc) => gc.run(&client, json).await.map(done),
+            Command::Plugin(_) | Command::Serve(_) | Command::Config(_) | Command::Service(_) | Command::Backup(_) => {
                 unreachable!("these do not talk to a service")
             }
         }

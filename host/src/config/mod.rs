@@ -15,6 +15,7 @@ pub use locate::{LocateError, SYSTEM_SOCKET, Settings, config_file, data_dir};
 pub(crate) use read::keys_of;
 pub use read::{ConfigError, Fault, environment, nearest, parse, read};
 pub use sections::{
-    Config, GpuSection, LauncherSection, PluginsSection, Profile, ProfileDefaults, QueueSection, ServerSection, Startup,
+    Config, GpuSection, LauncherSection, PluginsSection, Profile, ProfileDefaults, QueueSection, Retention,
+    ServerSection, Startup,
 };
 pub use show::show;

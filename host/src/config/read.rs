@@ -10,7 +10,8 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::sections::{
-    Config, GpuSection, LauncherSection, PluginsSection, Profile, ProfileDefaults, QueueSection, ServerSection,
+    Config, GpuSection, LauncherSection, PluginsSection, Profile, ProfileDefaults, QueueSection, Retention,
+    ServerSection,
 };
 
 /// Why there is no configuration.
@@ -172,6 +173,7 @@ fn known_keys(path: &[&str]) -> Option<&'static [&'static str]> {
     match path {
         [] => Some(keys_of::<Config>()),
         ["server"] => Some(keys_of::<ServerSection>()),
+        ["queue", "retention"] => Some(keys_of::<Retention>()),
         ["queue"] => Some(keys_of::<QueueSection>()),
         ["gpu"] => Some(keys_of::<GpuSection>()),
         ["launcher"] => Some(keys_of::<LauncherSection>()),
@@ -303,6 +305,7 @@ mod tests {
             socket_mode = "0660"
             [queue]
             startup = "paused"
+            retention = { logs = "2w", logs_size = "1GiB" }
             [gpu]
             use = ["0", "GPU-1"]
             [launcher]
@@ -319,6 +322,11 @@ mod tests {
         assert_eq!(config.server.listen.port(), 9000);
         assert_eq!(config.server.socket_mode, 0o660);
         assert_eq!(config.queue.startup, Startup::Paused);
+        assert_eq!(config.queue.retention.logs, Duration::from_secs(14 * 24 * 3600));
+        assert_eq!(
+            (config.queue.retention.logs_size, config.queue.retention.jobs.as_secs()),
+            (1 << 30, 90 * 24 * 3600)
+        );
         assert_eq!(config.gpu.use_, ["0", "GPU-1"]);
         assert_eq!(config.launcher.grace, Duration::from_secs(90));
         assert_eq!(config.launcher.log_max_size, 2 << 30);

@@ -72,12 +72,40 @@ pub struct QueueSection {
     pub startup: Startup,
     /// Jobs without GPUs that run at a time (half the cores: the other half feeds the GPUs).
     pub cpu_slots: u32,
+    /// How long what has ended is kept.
+    pub retention: Retention,
+}
+
+/// `queue.retention`: how long what has ended is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Ended jobs, events and the audit trail (90 days: a quarter's work can be looked up).
+    #[serde(with = "taxiway_job::duration")]
+    pub jobs: Duration,
+    /// Logs of ended jobs (30 days).
+    #[serde(with = "taxiway_job::duration")]
+    pub logs: Duration,
+    /// Bytes of all logs of ended jobs together (20 GiB); the first to end go first.
+    #[serde(deserialize_with = "taxiway_job::size::deserialize")]
+    pub logs_size: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        let day = Duration::from_secs(24 * 3600);
+        Self { jobs: 90 * day, logs: 30 * day, logs_size: 20 << 30 }
+    }
 }
 
 impl Default for QueueSection {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { startup: Startup::Last, cpu_slots: u32::try_from(cores / 2).unwrap_or(u32::MAX).max(1) }
+        Self {
+            startup: Startup::Last,
+            cpu_slots: u32::try_from(cores / 2).unwrap_or(u32::MAX).max(1),
+            retention: Retention::default(),
+        }
     }
 }
 

@@ -205,6 +205,43 @@ pub enum Change {
         /// When.
         at: Time,
     },
+    /// A person removes a job that has ended.
+    Remove {
+        /// Which.
+        job: JobId,
+        /// When.
+        at: Time,
+        /// Who.
+        by: String,
+    },
+    /// These ended long ago: nothing is kept of them any more.
+    Forget {
+        /// Which. Those that have not ended, or are not there, are left as they are.
+        jobs: Vec<JobId>,
+    },
+    /// The first events, rows of the audit trail and keys of requests go, a few of each.
+    ForgetEvents {
+        /// When they were long ago.
+        before: Time,
+        /// The same for keys.
+        keys_before: Time,
+    },
+    /// Something that the service keeps over restarts.
+    Setting {
+        /// Its name.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A delivery is to be made once more.
+    Redeliver {
+        /// Which.
+        delivery: DeliveryId,
+        /// When.
+        at: Time,
+        /// Who.
+        by: String,
+    },
     /// The request that these submissions came with has an Idempotency-Key.
     Remember(Box<NewKey>),
     /// A new access token.
@@ -322,6 +359,26 @@ pub enum DeliveryStatus {
     Delivered,
     /// Given up after the last try.
     Dead,
+}
+
+impl DeliveryStatus {
+    /// Its name in lower case, as the API and the database spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+impl std::str::FromStr for DeliveryStatus {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Waiting, Self::Delivered, Self::Dead].into_iter().find(|status| status.as_str() == text).ok_or(())
+    }
 }
 
 /// What a token may do; each scope includes those before it.

@@ -8,7 +8,11 @@
 //! happened. A *fact* ([`Store::record`]) has happened already (a process ended): it is kept and tried again until the disk
 //! takes it, and [`Store::is_committing`] reads false meanwhile, so that nobody starts anything new.
 
+mod backup;
 mod change;
+mod checkpoint;
+mod counters;
+mod history;
 mod keys;
 mod reader;
 mod schema;
@@ -22,10 +26,13 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
+pub use backup::{BackupError, backup};
 pub use change::{
     BodyHash, Change, Delivery, DeliveryId, DeliveryStatus, End, Event, NewDelivery, NewJob, NewToken, NextAttempt,
     Scope,
 };
+pub use counters::{BOUNDS, Counted, Histogram};
+pub use history::{AuditRecord, DeliveryFilter, EndedJob, HandoverRecord, Oldest};
 pub use keys::{KnownKey, NewKey};
 pub use reader::{AttemptRecord, Course, Cursor, JobFilter, Kind, Page, Phase, QueuedJob, Token, UnsettledAttempt};
 
@@ -43,6 +50,8 @@ pub struct Store {
     events: broadcast::Sender<Arc<Event>>,
     deliveries_added: Arc<Notify>,
     committing: watch::Receiver<bool>,
+    job_ended: Arc<Notify>,
+    counters: Arc<counters::Counters>,
 }
 
 impl Store {
@@ -56,17 +65,26 @@ impl Store {
         let mut connection = Connection::open(path).map_err(at)?;
         schema::configure(&connection).map_err(at)?;
         schema::migrate(&mut connection)?;
+        checkpoint::start(&mut connection, path)?;
         let (units, waiting) = mpsc::channel(WAITING_UNITS);
         let (events, _) = broadcast::channel(EVENTS_BEHIND);
-        let deliveries_added = Arc::new(Notify::new());
+        let (deliveries_added, job_ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let counters = Arc::new(counters::Counters::default());
         let (health, committing) = watch::channel(true);
-        let writer = writer::Writer::new(connection, events.clone(), deliveries_added.clone(), health);
+        let writer = writer::Writer {
+            connection,
+            events: events.clone(),
+            deliveries_added: deliveries_added.clone(),
+            job_ended: job_ended.clone(),
+            counters: counters.clone(),
+            health,
+        };
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(waiting))
             .map_err(OpenError::Thread)?;
         let readers = Arc::new(reader::Readers::open(path).map_err(at)?);
-        Ok(Self { units, readers, events, deliveries_added, committing })
+        Ok(Self { units, readers, events, deliveries_added, committing, job_ended, counters })
     }
 
     /// Makes these changes durable, all or none, and returns after their fsync.
@@ -112,6 +130,18 @@ impl Store {
         self.events.subscribe()
     }
 
+    /// Notified after a commit with which a job ended.
+    #[must_use]
+    pub fn job_ended(&self) -> &Notify {
+        &self.job_ended
+    }
+
+    /// What was written since the start.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        self.counters.read()
+    }
+
     /// Notified after a commit that added deliveries.
     #[must_use]
     pub fn deliveries_added(&self) -> &Notify {
@@ -126,6 +156,11 @@ fn private(path: &Path) -> std::io::Result<()> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     let mode = file.metadata()?.permissions().mode();
     if mode & 0o077 == 0 { Ok(()) } else { file.set_permissions(Permissions::from_mode(mode & 0o700)) }
+}
+
+/// A new file that is its owner's alone.
+fn private_new(path: &Path) -> std::io::Result<()> {
+    OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?.sync_all()
 }
 
 /// The writer's answer to come.
@@ -201,6 +236,13 @@ pub enum StoreError {
     Stopped,
 }
 
+impl StoreError {
+    /// Whether the disk or the file is at fault, and not the change.
+    pub(crate) fn is_the_disk_s(&self) -> bool {
+        matches!(self, Self::Full | Self::Unavailable(_))
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         if let rusqlite::Error::SqliteFailure(failure, message) = &error {
@@ -225,3 +267,5 @@ impl From<rusqlite::Error> for StoreError {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::job_at as test_job;

@@ -9,7 +9,9 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use taxiway_job::{Exit, Failure, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage};
+use taxiway_job::{
+    Exit, Failure, Handover, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage,
+};
 use tokio::sync::Semaphore;
 
 use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
@@ -145,6 +147,12 @@ pub struct AttemptRecord {
     pub failure: Option<Failure>,
     /// What it used.
     pub usage: Option<Usage>,
+    /// The state that it led to; none while it is under way.
+    pub end_state: Option<State>,
+    /// The hand-over to it.
+    pub handover: Option<Handover>,
+    /// The GPUs it had.
+    pub gpu_uuids: Vec<String>,
     /// The process.
     pub pid: Option<i32>,
     /// When the process started.
@@ -458,7 +466,8 @@ impl Store {
     pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
         self.read(move |db| {
             let mut statement = db.prepare_cached(
-                "SELECT launch, attempt, exit_code, exit_signal, failure, usage, pid, started_at, finished_at FROM attempts
+                "SELECT launch, attempt, end_state, exit_code, exit_signal, failure, usage, handover, gpu_uuids, pid, started_at,
+                    finished_at FROM attempts
                  WHERE job = ?1 AND phase != 'armed' ORDER BY attempt",
             )?;
             let attempts = statement.query_map(params![id.as_bytes()], |row| {
@@ -468,6 +477,12 @@ impl Store {
                     exit: Exit { code: row.get("exit_code")?, signal: row.get("exit_signal")? },
                     failure: json(row, "failure")?,
                     usage: json(row, "usage")?,
+                    end_state: match row.get::<_, Option<String>>("end_state")? {
+                        Some(_) => Some(parsed(row, "end_state")?),
+                        None => None,
+                    },
+                    handover: json(row, "handover")?,
+                    gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
                     pid: row.get("pid")?,
                     started_at: time(row, "started_at")?,
                     finished_at: time(row, "finished_at")?,
@@ -548,7 +563,8 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn due_deliveries(&self, now: Time, limit: usize) -> Result<Vec<Delivery>, StoreError> {
-        self.deliveries("status = 'waiting' AND next_at <= ?1 ORDER BY next_at", now.as_millis().into(), limit).await
+        self.deliveries_where("status = 'waiting' AND next_at <= ?1 ORDER BY next_at", now.as_millis().into(), limit)
+            .await
     }
 
     /// Deliveries of one job, in the order of their making.
@@ -556,34 +572,19 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn deliveries_of(&self, id: JobId) -> Result<Vec<Delivery>, StoreError> {
-        self.deliveries("job = ?1 ORDER BY created_at", id.as_bytes().to_vec().into(), 1000).await
+        self.deliveries_where("job = ?1 ORDER BY created_at", id.as_bytes().to_vec().into(), 1000).await
     }
 
-    async fn deliveries(&self, condition: &'static str, value: Sql, limit: usize) -> Result<Vec<Delivery>, StoreError> {
+    async fn deliveries_where(
+        &self,
+        condition: &'static str,
+        value: Sql,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError> {
         self.read(move |db| {
-            let mut statement = db.prepare_cached(&format!(
-                "SELECT id, plugin, job, attempt, end_state, will_retry, status, tries, next_at, last_error, created_at
-                 FROM deliveries WHERE {condition} LIMIT ?2"
-            ))?;
-            let deliveries = statement.query_map(params![value, limit as i64], |row| {
-                Ok(Delivery {
-                    id: DeliveryId(uuid::Uuid::from_bytes(row.get("id")?)),
-                    plugin: row.get("plugin")?,
-                    job: JobId::from_bytes(row.get("job")?),
-                    attempt: row.get("attempt")?,
-                    end: parsed(row, "end_state")?,
-                    will_retry: row.get("will_retry")?,
-                    tries: row.get("tries")?,
-                    next_at: Time::from_millis(row.get("next_at")?),
-                    status: match row.get::<_, String>("status")?.as_str() {
-                        "waiting" => DeliveryStatus::Waiting,
-                        "delivered" => DeliveryStatus::Delivered,
-                        _ => DeliveryStatus::Dead,
-                    },
-                    last_error: row.get("last_error")?,
-                    created_at: Time::from_millis(row.get("created_at")?),
-                })
-            })?;
+            let mut statement =
+                db.prepare_cached(&format!("SELECT {DELIVERY} FROM deliveries WHERE {condition} LIMIT ?2"))?;
+            let deliveries = statement.query_map(params![value, limit as i64], delivery)?;
             Ok(deliveries.collect::<Result<_, _>>()?)
         })
         .await
@@ -762,6 +763,29 @@ fn kind(row: &Row<'_>) -> rusqlite::Result<Kind> {
     })
 }
 
+pub(super) const DELIVERY: &str =
+    "id, plugin, job, attempt, end_state, will_retry, status, tries, next_at, last_error, created_at";
+
+pub(super) fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
+    Ok(Delivery {
+        id: DeliveryId(uuid::Uuid::from_bytes(row.get("id")?)),
+        plugin: row.get("plugin")?,
+        job: JobId::from_bytes(row.get("job")?),
+        attempt: row.get("attempt")?,
+        end: parsed(row, "end_state")?,
+        will_retry: row.get("will_retry")?,
+        tries: row.get("tries")?,
+        next_at: Time::from_millis(row.get("next_at")?),
+        status: match row.get::<_, String>("status")?.as_str() {
+            "waiting" => DeliveryStatus::Waiting,
+            "delivered" => DeliveryStatus::Delivered,
+            _ => DeliveryStatus::Dead,
+        },
+        last_error: row.get("last_error")?,
+        created_at: Time::from_millis(row.get("created_at")?),
+    })
+}
+
 fn time(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Time>> {
     Ok(row.get::<_, Option<i64>>(column)?.map(Time::from_millis))
 }
@@ -770,7 +794,7 @@ fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<Op
     row.get::<_, Option<String>>(column)?.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
 }
 
-fn required<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+pub(super) fn required<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
     serde_json::from_str(&row.get::<_, String>(column)?).map_err(unreadable)
 }
 

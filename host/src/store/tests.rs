@@ -8,7 +8,11 @@ use taxiway_job::{ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, LaunchId, P
 use super::*;
 
 fn job(name: &str) -> Job {
-    let now = Time::now();
+    job_at(name, Time::now())
+}
+
+/// A job that was submitted then.
+pub(crate) fn job_at(name: &str, now: Time) -> Job {
     Job {
         id: JobId::new(),
         spec: JobSpec {
@@ -211,6 +215,69 @@ async fn a_file_of_a_newer_version_is_refused() {
     let connection = rusqlite::Connection::open(&path).expect("opens");
     connection.pragma_update(None, "user_version", 99).expect("is set");
     assert!(matches!(Store::open(&path), Err(OpenError::Newer { found: 99, .. })));
+}
+
+/// A file as the first release wrote it, with a job in every state.
+fn first_file(path: &Path) {
+    let db = rusqlite::Connection::open(path).expect("opens");
+    db.execute_batch(include_str!("schema/001.sql")).expect("the first schema");
+    for (index, state) in State::ALL.into_iter().enumerate() {
+        let ended = state.has_ended().then_some(2000);
+        db.execute(
+            "INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, body, spec, config, submitted_at, queued_at,
+                submitted_by, finished_at)
+             VALUES (?1, ?2, 0, ?3, 1, 1, ?2, zeroblob(32), ?4, '{\"lr\":0.1}', 1000, 1000, 'admin', ?5)",
+            rusqlite::params![
+                JobId::new().as_bytes(),
+                state.as_str(),
+                index as i64 + 1,
+                r#"{"name":"a","profile":null,"command":["true"],"cwd":null,"env":{},"labels":{},"gpus":1,"priority":0,
+                    "time_limit":null,"grace":30,"external_id":null,"config_format":"json"}"#,
+                ended,
+            ],
+        )
+        .expect("a job");
+    }
+    db.execute("INSERT INTO settings (key, value) VALUES ('mode', 'paused')", []).expect("a setting");
+    db.pragma_update(None, "user_version", 1).expect("is set");
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_release_is_brought_up_to_date_with_all_that_is_in_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("taxiway.db");
+    first_file(&path);
+    let store = Store::open(&path).expect("it is brought up to date");
+    let all = store.jobs(JobFilter { limit: 100, ..JobFilter::default() }).await.expect("reads").items;
+    assert_eq!(all.iter().map(|job| job.state).collect::<Vec<_>>(), State::ALL);
+    assert!(all.iter().all(|job| job.config["lr"] == 0.1 && job.spec.command == ["true"]));
+    assert_eq!(store.unended_jobs().await.expect("reads").len(), 5);
+    assert_eq!(store.setting("mode").await.expect("reads").as_deref(), Some("paused"));
+    let two = JobFilter { states: vec![State::Failed, State::Held], limit: 10, ..JobFilter::default() };
+    assert_eq!(store.jobs(two).await.expect("reads").items.len(), 2);
+    store.commit(vec![submit(&job("new"))]).await.expect("it takes new ones");
+    let old = store.ended_between(Time::from_millis(0), Time::now(), 10).await.expect("reads");
+    store.commit(vec![Change::Forget { jobs: old.iter().map(|job| job.id).collect() }]).await.expect("is stored");
+    assert_eq!(store.jobs_by_state().await.expect("reads").iter().map(|(_, count)| count).sum::<u64>(), 6);
+    drop(store);
+    Store::open(&path).expect("once more");
+}
+
+#[tokio::test]
+async fn a_backup_holds_all_that_was_acknowledged_before_it_and_is_its_owner_s_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let job = job("a");
+    store.commit(vec![submit(&job)]).await.expect("is stored");
+    let (from, to) = (directory.path().join("taxiway.db"), directory.path().join("copy.db"));
+    backup(&from, &to).expect("a copy");
+    assert_eq!(std::fs::metadata(&to).expect("a file").permissions().mode() & 0o777, 0o600);
+    assert!(matches!(backup(&from, &to), Err(BackupError::Create { .. })), "it is not written over");
+    store.commit(vec![submit(&self::job("b"))]).await.expect("the service goes on");
+    let copy = Store::open(&to).expect("the copy opens");
+    let all = copy.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.expect("reads").items;
+    assert_eq!(all, [job]);
 }
 
 #[test]

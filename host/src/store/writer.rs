@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use taxiway_job::{Job, JobId, Shift, State, Time};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
-use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, StoreError, keys};
+use super::counters::Counters;
+use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, StoreError, history, keys};
 
 /// The most units in one transaction: bounds how long the first of them waits for its answer.
 const GROUP: usize = 1024;
@@ -30,29 +31,23 @@ pub(super) struct Unit {
 }
 
 pub(super) struct Writer {
-    connection: Connection,
-    events: broadcast::Sender<Arc<Event>>,
-    deliveries_added: Arc<Notify>,
-    health: watch::Sender<bool>,
+    pub(super) connection: Connection,
+    pub(super) events: broadcast::Sender<Arc<Event>>,
+    pub(super) deliveries_added: Arc<Notify>,
+    pub(super) job_ended: Arc<Notify>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) health: watch::Sender<bool>,
 }
 
 /// What a transaction did besides its rows, to be told once it is durable.
 #[derive(Default)]
-struct Told {
-    events: Vec<Event>,
-    deliveries: bool,
+pub(super) struct Told {
+    pub(super) events: Vec<Event>,
+    pub(super) deliveries: bool,
+    pub(super) ended: bool,
 }
 
 impl Writer {
-    pub(super) fn new(
-        connection: Connection,
-        events: broadcast::Sender<Arc<Event>>,
-        deliveries_added: Arc<Notify>,
-        health: watch::Sender<bool>,
-    ) -> Self {
-        Self { connection, events, deliveries_added, health }
-    }
-
     /// Writes until every sender is gone and everything sent is written.
     pub(super) fn run(mut self, mut units: mpsc::Receiver<Unit>) {
         let mut group: VecDeque<Unit> = VecDeque::new();
@@ -68,8 +63,10 @@ impl Writer {
             {
                 group.push_back(unit);
             }
+            let began = Instant::now();
             match self.commit(&group) {
                 Ok((results, told)) => {
+                    self.counters.committed(group.len(), began.elapsed());
                     self.health.send_if_modified(|healthy| !std::mem::replace(healthy, true));
                     self.tell(told);
                     for (unit, result) in group.drain(..).zip(results) {
@@ -78,6 +75,7 @@ impl Writer {
                 }
                 Err(error) => {
                     tracing::error!(%error, units = group.len(), "could not commit");
+                    self.counters.commit_failed();
                     self.health.send_if_modified(|healthy| std::mem::replace(healthy, false));
                     // Requests hear of it at once; facts stay, in order.
                     let (facts, requests): (VecDeque<Unit>, VecDeque<Unit>) =
@@ -100,9 +98,36 @@ impl Writer {
 
     /// One transaction for the whole group. A unit that is refused leaves nothing behind and does not disturb the others.
     fn commit(&mut self, group: &VecDeque<Unit>) -> Result<(Vec<Result<(), StoreError>>, Told), StoreError> {
+        match self.commit_at_once(group) {
+            Ok(told) => {
+                for change in group.iter().flat_map(|unit| &unit.changes) {
+                    self.counters.changed(change);
+                }
+                Ok((vec![Ok(()); group.len()], told))
+            }
+            Err(error) if error.is_the_disk_s() => Err(error),
+            // One of them does not fit: which, and what is left of the rest, needs a look at each.
+            Err(_) => self.commit_each(group),
+        }
+    }
+
+    /// The same when every unit is right, as nearly always: without a savepoint for each, for which SQLite would copy every
+    /// page that a unit touches.
+    fn commit_at_once(&mut self, group: &VecDeque<Unit>) -> Result<Told, StoreError> {
+        let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let mut told = Told::default();
+        for change in group.iter().flat_map(|unit| &unit.changes) {
+            apply(&transaction, change, &mut told)?;
+        }
+        transaction.commit()?;
+        Ok(told)
+    }
+
+    fn commit_each(&mut self, group: &VecDeque<Unit>) -> Result<(Vec<Result<(), StoreError>>, Told), StoreError> {
         let mut transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let mut told = Told::default();
         let mut results = Vec::with_capacity(group.len());
+        let mut applied: Vec<&Change> = Vec::new();
         for unit in group {
             // A request stands or falls as a whole. Facts have happened: one that does not fit takes no other with it.
             let parts = if unit.fact { 1 } else { unit.changes.len().max(1) };
@@ -111,9 +136,12 @@ impl Writer {
                 let events_before = told.events.len();
                 let savepoint = transaction.savepoint()?;
                 match part.iter().try_for_each(|change| apply(&savepoint, change, &mut told)) {
-                    Ok(()) => savepoint.commit()?,
+                    Ok(()) => {
+                        savepoint.commit()?;
+                        applied.extend(part);
+                    }
                     // The disk's refusal concerns the whole group.
-                    Err(error @ (StoreError::Full | StoreError::Unavailable(_))) => return Err(error),
+                    Err(error) if error.is_the_disk_s() => return Err(error),
                     Err(error) => {
                         drop(savepoint);
                         told.events.truncate(events_before);
@@ -124,6 +152,9 @@ impl Writer {
             results.push(result);
         }
         Transaction::commit(transaction)?;
+        for change in applied {
+            self.counters.changed(change);
+        }
         Ok((results, told))
     }
 
@@ -137,6 +168,9 @@ impl Writer {
         }
         if told.deliveries {
             self.deliveries_added.notify_one();
+        }
+        if told.ended {
+            self.job_ended.notify_one();
         }
     }
 }
@@ -316,10 +350,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             event(db, told, *at, "job.progress", Some(*job), data)
         }
         Change::Mode { mode, at, by } => {
-            db.prepare_cached(
-                "INSERT INTO settings (key, value) VALUES ('mode', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1",
-            )?
-            .execute(params![mode.as_str()])?;
+            setting(db, "mode", mode.as_str())?;
             event(db, told, *at, &format!("queue.{mode}"), None, Map::new())?;
             audit(db, *at, by, &format!("queue {mode}"), None)
         }
@@ -339,6 +370,11 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             delivery_event(db, told, *at, "delivery.dead", delivery.0, Some(error))
         }
         Change::Plugin { kind, data, at } => event(db, told, *at, kind, None, data.clone()),
+        Change::Remove { job, at, by } => history::remove(db, *job, *at, by, told),
+        Change::Forget { jobs } => history::forget(db, jobs).map(drop),
+        Change::ForgetEvents { before, keys_before } => history::forget_events(db, *before, *keys_before),
+        Change::Setting { key, value } => setting(db, key, value),
+        Change::Redeliver { delivery, at, by } => history::redeliver(db, *delivery, *at, by, told),
         Change::Remember(key) => keys::remember(db, key),
         Change::Token(token) => {
             // The token file is the truth for the token that the first start made: a new file replaces it.
@@ -350,6 +386,12 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             audit(db, token.at, &token.name, "token", None)
         }
     }
+}
+
+fn setting(db: &Connection, key: &str, value: &str) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
+        .execute(params![key, value])?;
+    Ok(())
 }
 
 fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreError> {
@@ -514,7 +556,7 @@ fn add_deliveries(
     Ok(())
 }
 
-fn event(
+pub(super) fn event(
     db: &Connection,
     told: &mut Told,
     at: Time,
@@ -530,6 +572,7 @@ fn event(
         text
     ])?;
     let id = db.last_insert_rowid() as u64;
+    told.ended |= matches!(kind, "job.completed" | "job.failed" | "job.cancelled");
     told.events.push(Event { id, at, kind: kind.to_owned(), job, data });
     Ok(())
 }
@@ -542,16 +585,25 @@ fn delivery_event(
     delivery: uuid::Uuid,
     error: Option<&str>,
 ) -> Result<(), StoreError> {
-    let (job, plugin): ([u8; 16], String) = db
+    let known = db
         .prepare_cached("SELECT job, plugin FROM deliveries WHERE id = ?1")?
-        .query_row(params![delivery.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        .query_row(params![delivery.as_bytes()], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, String>(1)?)))
+        .optional()?;
+    // Removed together with its job while it was being made.
+    let Some((job, plugin)) = known else { return Ok(()) };
     let Value::Object(data) = json!({"delivery_id": delivery.to_string(), "plugin": plugin, "error": error}) else {
         return Ok(());
     };
     event(db, told, at, kind, Some(JobId::from_bytes(job)), data)
 }
 
-fn audit(db: &Connection, at: Time, actor: &str, action: &str, job: Option<JobId>) -> Result<(), StoreError> {
+pub(super) fn audit(
+    db: &Connection,
+    at: Time,
+    actor: &str,
+    action: &str,
+    job: Option<JobId>,
+) -> Result<(), StoreError> {
     db.prepare_cached("INSERT INTO audit (at, actor, action, job) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
         at.as_millis(),
         actor,

@@ -12,6 +12,7 @@ mod demo;
 mod edit;
 mod failures;
 mod follow;
+mod history;
 mod hostile;
 mod idempotency;
 mod kills;

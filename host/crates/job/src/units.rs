@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A moment, in whole milliseconds since the Unix epoch, UTC; written as RFC 3339 with three decimals.
@@ -26,6 +26,12 @@ impl Time {
     #[must_use]
     pub fn as_millis(self) -> i64 {
         self.0
+    }
+
+    /// The moment this much earlier; the beginning of time when that would be before it.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// The moment this much later; the end of time when that would be beyond it.
@@ -81,7 +87,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     if let Ok(seconds) = trimmed.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
     }
-    let signed: SignedDuration = trimmed.parse().map_err(|_| wrong())?;
+    // Days and weeks have 24 hours and 7 days here: nobody means a time limit to depend on daylight saving.
+    let span: jiff::Span = trimmed.parse().map_err(|_| wrong())?;
+    let signed = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     Duration::try_from(signed).map_err(|_| wrong())
 }
 
@@ -237,6 +245,8 @@ mod tests {
     #[test]
     fn durations_are_read_as_text_or_seconds() {
         assert_eq!(parse_duration("2h30m"), Ok(Duration::from_secs(9000)));
+        assert_eq!(parse_duration("90d"), Ok(Duration::from_secs(90 * 24 * 3600)));
+        assert_eq!(parse_duration("2w"), Ok(Duration::from_secs(14 * 24 * 3600)));
         assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("0.5"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));

@@ -13,8 +13,8 @@ use crate::queue::Standing;
 use crate::store::{Cursor, JobFilter};
 
 /// Jobs on a page, unless the query says otherwise, and at most (DESIGN §8).
-const LIMIT: usize = 100;
-const MOST: usize = 1000;
+pub(super) const LIMIT: usize = 100;
+pub(super) const MOST: usize = 1000;
 
 const PARAMETERS: [&str; 9] = ["state", "label", "name", "profile", "external_id", "id", "sort", "limit", "cursor"];
 

@@ -31,6 +31,7 @@ use crate::store::Event;
 #[serde(deny_unknown_fields, default)]
 struct Parameters {
     follow: bool,
+    attempt: Option<u32>,
 }
 
 pub(super) async fn log(
@@ -43,7 +44,13 @@ pub(super) async fn log(
     let id = jobs::parse_id(&id)?;
     let events = api.service.store.events();
     let (job, _) = jobs::find(&api, id).await?;
-    let launch = api.service.store.latest_launch(id).await?;
+    let launch = match parameters.attempt {
+        Some(number) => {
+            let launch = api.service.store.end_of(id, number).await?.map(|attempt| attempt.launch);
+            Some(launch.ok_or_else(|| Refused::not_found(format!("job {id} has no attempt {number}")))?)
+        }
+        None => api.service.store.latest_launch(id).await?,
+    };
     let as_events = accepts_events(&headers);
     // An armed start is none yet: as long as the job waits, its log is that of the start before.
     if !(parameters.follow || as_events) {

@@ -3,15 +3,18 @@
 mod batch;
 mod cancel;
 mod edit;
+mod ended;
 mod events;
 mod execute;
 mod explain;
+mod history;
 mod jobs;
 mod log;
 mod metrics;
 mod operate;
 mod plugins;
 mod probes;
+mod prometheus;
 mod queue;
 mod submit;
 mod training;
@@ -21,7 +24,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, patch, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 
 use super::answer::Refused;
 use super::gate::{self, Gate};
@@ -30,7 +33,7 @@ use crate::store::Scope;
 
 /// One method of one path.
 pub(super) struct Route {
-    /// `get`, `post` or `patch`.
+    /// `get`, `post`, `patch` or `delete`.
     pub(super) method: &'static str,
     /// With `{parameters}` as axum and OpenAPI spell them.
     pub(super) path: &'static str,
@@ -60,6 +63,7 @@ impl Route {
 const READ: Option<Scope> = Some(Scope::Read);
 const SUBMIT: Option<Scope> = Some(Scope::Submit);
 const OPERATE: Option<Scope> = Some(Scope::Operate);
+const ADMIN: Option<Scope> = Some(Scope::Admin);
 
 macro_rules! route {
     ($method:ident $path:literal, $scope:expr, $handler:path, [$($query:literal)*] -> $answer:expr, $summary:literal) => {
@@ -85,7 +89,9 @@ pub(super) static ROUTES: &[Route] = &[
     route!(get "/api/v1/jobs/{id}", READ, jobs::one, [] -> Some("Job"), "One job"),
     route!(patch "/api/v1/jobs/{id}", SUBMIT, edit::edit, [] -> Some("Job"), "Change a job that waits, or the time limit of one that runs"),
     route!(get "/api/v1/jobs/{id}/explain", READ, explain::explain, [] -> Some("Explanation"), "Why it waits or failed, and what plugins said of it"),
-    route!(get "/api/v1/jobs/{id}/log", READ, log::log, ["follow"] -> None, "The log: whole, a range of it, or as it grows"),
+    route!(delete "/api/v1/jobs/{id}", SUBMIT, ended::remove, [] -> None, "Remove a job that has ended, with its history and logs"),
+    route!(get "/api/v1/jobs/{id}/attempts", READ, ended::attempts, [] -> Some("Page"), "Its starts, the first to the last"),
+    route!(get "/api/v1/jobs/{id}/log", READ, log::log, ["follow" "attempt"] -> None, "The log: whole, a range of it, or as it grows"),
     route!(get "/api/v1/jobs/{id}/metrics", READ, metrics::metrics, ["attempt" "points"] -> Some("JobMetrics"), "What it reported over time, as series"),
     route!(post "/api/v1/jobs/{id}/cancel", SUBMIT, operate::cancel, [] -> Some("Job"), "Cancel a job"),
     route!(post "/api/v1/jobs/{id}/hold", SUBMIT, operate::hold, [] -> Some("Job"), "Take a queued job out of the line"),
@@ -99,6 +105,13 @@ pub(super) static ROUTES: &[Route] = &[
     route!(post "/api/v1/queue/drain", OPERATE, queue::drain, [] -> Some("Queue"), "Start nothing more, and end the service when nothing runs any more"),
     route!(get "/api/v1/plugins", READ, plugins::list, [] -> Some("Page"), "The plugins and how they stand"),
     route!(get "/api/v1/events", READ, events::events, ["job_id"] -> None, "Every change as it happens (server-sent events)"),
+    route!(get "/api/v1/handovers", READ, history::handovers, ["limit"] -> Some("Page"), "The last hand-overs, with their parts"),
+    route!(get "/api/v1/profiles", READ, history::profiles, [] -> Some("Page"), "The profiles that jobs can be submitted under"),
+    route!(get "/api/v1/deliveries", READ, history::deliveries, ["status" "job_id" "limit" "cursor"] -> Some("Page"), "What completion hooks were told, or are yet to be told"),
+    route!(post "/api/v1/deliveries/{id}/redeliver", OPERATE, history::redeliver, [] -> Some("Delivery"), "Make a delivery once more"),
+    route!(get "/api/v1/audit", ADMIN, history::audit, ["limit" "cursor"] -> Some("Page"), "Who did what, the latest first"),
+    route!(post "/api/v1/gc", OPERATE, history::collect, [] -> Some("Removed"), "Remove now what was kept long enough"),
+    route!(get "/metrics", READ, prometheus::metrics, [] -> None, "What Prometheus reads"),
     route!(post "/api/training/execute", SUBMIT, execute::execute, [] -> Some("Executed"), "Compatibility: submit under the profile `training`"),
     route!(get "/api/training/queue", READ, training::queue, [] -> None, "Compatibility: what runs and what waits"),
     route!(get "/api/training/status/{job_id}", READ, training::status, [] -> None, "Compatibility: one job"),

@@ -4,6 +4,7 @@
 //! same types own what they hold.
 
 mod event;
+mod history;
 mod job;
 mod list;
 mod many;
@@ -12,7 +13,9 @@ mod problem;
 mod submission;
 pub mod training;
 
+pub use crate::retention::Removed;
 pub use event::{Event, Heard};
+pub use history::{Attempt, AuditItem, DeliveryItem, HandoverItem};
 #[cfg(test)]
 pub(crate) use job::tests as job_tests;
 pub use job::{Env, Job};

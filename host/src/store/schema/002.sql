@@ -34,3 +34,7 @@ CREATE TABLE samples (
     data    TEXT    NOT NULL,
     PRIMARY KEY (job, attempt, at)
 ) WITHOUT ROWID;
+
+-- The last hand-overs, and the last deliveries.
+CREATE INDEX attempts_handover ON attempts (started_at) WHERE handover IS NOT NULL;
+CREATE INDEX deliveries_made ON deliveries (created_at, id);

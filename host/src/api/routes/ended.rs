@@ -1,0 +1,54 @@
+//! `DELETE /api/v1/jobs/{id}` and `GET /api/v1/jobs/{id}/attempts`
+
+use axum::Json;
+use axum::extract::Path;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use taxiway_job::Time;
+
+use super::super::answer::Refused;
+use super::super::gate::Caller;
+use super::super::{Api, State, wire};
+use super::{jobs, operate};
+use crate::queue::QueueError;
+use crate::retention;
+use crate::store::{Change, EndedJob, StoreError};
+
+/// Removes a job that has ended, with its history and its logs. What it wrote into its own directory stays.
+pub(super) async fn remove(api: State, caller: Caller, Path(id): Path<String>) -> Result<Response, Refused> {
+    let id = jobs::parse_id(&id)?;
+    operate::may_change(&api, &caller, id).await?;
+    let store = &api.service.store;
+    let finished_at = removable(&api, id).await?;
+    let launches = store.attempts(id).await?.into_iter().map(|attempt| attempt.launch).collect();
+    match store.commit(vec![Change::Remove { job: id, at: Time::now(), by: caller.name.to_string() }]).await {
+        Ok(()) => {}
+        // It was removed or retried in this very moment: the second look says which.
+        Err(error @ StoreError::Conflict(_)) => {
+            removable(&api, id).await?;
+            return Err(error.into());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let (jobs_dir, ended) = (api.service.settings.jobs_dir(), EndedJob { id, finished_at, launches });
+    if let Err(error) = tokio::task::spawn_blocking(move || retention::remove_job(&jobs_dir, &ended)).await {
+        tracing::error!(%error, job = %id, "the files of a removed job are left");
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// When the job ended.
+async fn removable(api: &Api, id: taxiway_job::JobId) -> Result<Time, Refused> {
+    let (job, _) = jobs::find(api, id).await?;
+    match job.finished_at.filter(|_| job.state.has_ended()) {
+        Some(finished_at) => Ok(finished_at),
+        None => Err(QueueError::Illegal { id, state: job.state, verb: "remove" }.into()),
+    }
+}
+
+pub(super) async fn attempts(api: State, Path(id): Path<String>) -> Result<Response, Refused> {
+    let id = jobs::parse_id(&id)?;
+    jobs::find(&api, id).await?;
+    let items = api.service.store.attempts(id).await?.into_iter().map(wire::Attempt::from).collect();
+    Ok(Json(wire::Page { items, next_cursor: None }).into_response())
+}

@@ -1,0 +1,64 @@
+//! What there is of a job on disk, as far as the service has made it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use taxiway_job::LaunchId;
+
+use crate::store::EndedJob;
+
+/// Files that a submission by way of `/api/training` may have left beside the launches.
+const DATASETS: [&str; 3] = ["dataset.json", "dataset.jsonl", "dataset.txt"];
+
+fn log(jobs_dir: &Path, job: &EndedJob, launch: LaunchId) -> PathBuf {
+    taxiway_launcher::log::path(jobs_dir, job.id, launch)
+}
+
+/// Bytes of all logs of a job.
+pub(super) fn log_bytes(jobs_dir: &Path, job: &EndedJob) -> u64 {
+    let size = |launch: &LaunchId| std::fs::metadata(log(jobs_dir, job, *launch)).map_or(0, |metadata| metadata.len());
+    job.launches.iter().map(size).sum()
+}
+
+/// Removes the logs of these jobs. Gives how many there were and their bytes.
+pub(super) fn remove_logs(jobs_dir: &Path, jobs: &[EndedJob]) -> (u64, u64) {
+    let (mut logs, mut bytes) = (0, 0);
+    for job in jobs {
+        for launch in &job.launches {
+            let path = log(jobs_dir, job, *launch);
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            if removed(&path, std::fs::remove_file(&path)) {
+                logs += 1;
+                bytes += metadata.len();
+            }
+        }
+    }
+    (logs, bytes)
+}
+
+/// Removes what the service has made for a job. Its directory stays when the job has left something of its own there.
+pub(crate) fn remove_job(jobs_dir: &Path, job: &EndedJob) {
+    for launch in &job.launches {
+        let path = log(jobs_dir, job, *launch);
+        if let Some(directory) = path.parent() {
+            removed(directory, std::fs::remove_dir_all(directory));
+        }
+    }
+    let directory = jobs_dir.join(job.id.to_string());
+    for dataset in DATASETS {
+        let path = directory.join(dataset);
+        removed(&path, std::fs::remove_file(&path));
+    }
+    removed(&directory, std::fs::remove_dir(&directory));
+}
+
+fn removed(path: &Path, result: io::Result<()>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => false,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "could not be removed");
+            false
+        }
+    }
+}

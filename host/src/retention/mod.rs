@@ -1,0 +1,231 @@
+//! Retention: jobs that ended long ago, their logs and their events go, so that a service that runs for years fits its disk.
+//!
+//! Logs go before their jobs, the first to end first: by their age, and when all of them together are larger than they may be.
+//! Jobs, events, the audit trail and the keys of requests go by age alone. Everything is done in small units between which
+//! others get their turn, files before rows, so that a crash leaves a job without its log and never a log without its job.
+//!
+//! What a job has written into its own directory is its user's: only what the service has made goes.
+//!
+//! The worker sleeps until something that is there is old enough; a job that ends wakes it at most once an hour, to look at the
+//! size of the logs. A service at rest is not woken.
+
+mod files;
+
+pub(crate) use files::remove_job;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use taxiway_job::Time;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::config::Retention as Limits;
+use crate::store::{Change, EndedJob, Store, StoreError};
+
+/// How long the key of a request is remembered: a client that sends it again after a week means something new.
+pub const KEYS: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// From one look to the next, at least: what is over the limit by a job or two can wait.
+const BETWEEN: Duration = Duration::from_secs(3600);
+
+/// How long to leave the store alone after it failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(3600);
+
+/// Jobs looked at or removed in one go.
+const AT_A_TIME: usize = 250;
+
+/// The setting that says up to which end logs have gone.
+const LOGS_GONE: &str = "logs_gone_until";
+
+/// What went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Removed {
+    /// Jobs that ended long ago, with all that was kept of them.
+    pub jobs: u64,
+    /// Logs.
+    pub logs: u64,
+    /// Bytes of those logs.
+    pub log_bytes: u64,
+}
+
+/// A handle to the worker. Clones share it; the worker ends with the last of them.
+#[derive(Clone)]
+pub struct Retention {
+    asked: mpsc::Sender<oneshot::Sender<Result<Removed, StoreError>>>,
+}
+
+impl Retention {
+    /// Starts the worker.
+    #[must_use]
+    pub fn spawn(store: Store, jobs_dir: PathBuf, limits: Limits) -> Self {
+        let (asked, asking) = mpsc::channel(4);
+        tokio::spawn(Worker { store, jobs_dir, limits }.run(asking));
+        Self { asked }
+    }
+
+    /// Removes now what may go.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn collect(&self) -> Result<Removed, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.asked.send(reply).await.map_err(|_| StoreError::Stopped)?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+struct Worker {
+    store: Store,
+    jobs_dir: PathBuf,
+    limits: Limits,
+}
+
+impl Worker {
+    async fn run(self, mut asking: mpsc::Receiver<oneshot::Sender<Result<Removed, StoreError>>>) {
+        let mut next = Some(Instant::now() + self.until_due().await);
+        loop {
+            let due = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let reply = tokio::select! {
+                reply = asking.recv() => match reply {
+                    Some(reply) => Some(reply),
+                    None => return,
+                },
+                () = due => None,
+                // Not sooner than what is due anyway.
+                () = self.store.job_ended().notified(), if next.is_none_or(|next| next > Instant::now() + BETWEEN) => {
+                    next = Some(Instant::now() + BETWEEN);
+                    continue;
+                }
+            };
+            let removed = self.collect().await;
+            match &removed {
+                Ok(removed) if *removed != Removed::default() => {
+                    tracing::info!(
+                        jobs = removed.jobs,
+                        logs = removed.logs,
+                        log_bytes = removed.log_bytes,
+                        "removed what was kept long enough"
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "what was kept long enough could not be removed"),
+            }
+            if let Some(reply) = reply {
+                // An error means that the asker has gone away.
+                let _ = reply.send(removed);
+            }
+            next = Some(Instant::now() + self.until_due().await).filter(|next| *next < Instant::now() + 100 * BETWEEN);
+        }
+    }
+
+    /// How long nothing gets old enough to go.
+    async fn until_due(&self) -> Duration {
+        let look = async { self.store.oldest(self.logs_gone().await?).await };
+        let oldest = match look.await {
+            Ok(oldest) => oldest,
+            Err(error) => {
+                tracing::warn!(%error, "the oldest jobs cannot be read");
+                return AFTER_FAILURE;
+            }
+        };
+        let now = Time::now();
+        let due = [(oldest.job, self.limits.jobs), (oldest.logs, self.limits.logs), (oldest.event, self.limits.jobs)]
+            .into_iter()
+            .filter_map(|(time, age)| Some(time?.plus(age).as_millis() - now.as_millis()));
+        // Never: the far future.
+        let wait = due.min().unwrap_or(i64::MAX / 2);
+        // A clock that was set back must not keep everything for as long as it was wrong.
+        Duration::from_millis(wait.try_into().unwrap_or(0)).clamp(BETWEEN, 1000 * BETWEEN)
+    }
+
+    async fn logs_gone(&self) -> Result<Time, StoreError> {
+        let text = self.store.setting(LOGS_GONE).await?;
+        Ok(Time::from_millis(text.and_then(|text| text.parse().ok()).unwrap_or(i64::MIN)))
+    }
+
+    async fn collect(&self) -> Result<Removed, StoreError> {
+        let mut removed = Removed::default();
+        let now = Time::now();
+        self.remove_logs(now, &mut removed).await?;
+        let too_old = now.minus(self.limits.jobs);
+        loop {
+            let jobs = self.store.ended_between(Time::from_millis(i64::MIN), too_old, AT_A_TIME).await?;
+            if jobs.is_empty() {
+                break;
+            }
+            let ids = jobs.iter().map(|job| job.id).collect();
+            let count = jobs.len() as u64;
+            let dir = self.jobs_dir.clone();
+            off_the_runtime(move || jobs.iter().for_each(|job| files::remove_job(&dir, job))).await?;
+            self.store.commit(vec![Change::Forget { jobs: ids }]).await?;
+            removed.jobs += count;
+        }
+        while self.store.oldest(now).await?.event.is_some_and(|at| at < too_old) {
+            self.store.commit(vec![Change::ForgetEvents { before: too_old, keys_before: now.minus(KEYS) }]).await?;
+        }
+        self.store.commit(vec![Change::ForgetEvents { before: too_old, keys_before: now.minus(KEYS) }]).await?;
+        Ok(removed)
+    }
+
+    /// Removes logs of jobs that ended up to some moment: long ago, or so that those of later ones fit.
+    async fn remove_logs(&self, now: Time, removed: &mut Removed) -> Result<(), StoreError> {
+        let mut gone = self.logs_gone().await?;
+        let until = now.minus(self.limits.logs).max(self.first_that_does_not_fit(gone, now).await?.unwrap_or(gone));
+        while gone < until {
+            let jobs = self.store.ended_between(gone, until, AT_A_TIME).await?;
+            // Others may have ended in the same millisecond as the last one: they are looked at again.
+            let full = jobs.len() == AT_A_TIME;
+            let last = match (jobs.first(), jobs.last()) {
+                (Some(first), Some(last)) if full && first.finished_at < last.finished_at => {
+                    last.finished_at.minus(Duration::from_millis(1))
+                }
+                (_, Some(last)) if full => last.finished_at,
+                _ => until,
+            };
+            let dir = self.jobs_dir.clone();
+            let (logs, bytes) = off_the_runtime(move || files::remove_logs(&dir, &jobs)).await?;
+            removed.logs += logs;
+            removed.log_bytes += bytes;
+            self.store.commit(vec![Change::Setting { key: LOGS_GONE, value: last.as_millis().to_string() }]).await?;
+            gone = last;
+        }
+        Ok(())
+    }
+
+    /// The end of the last job whose logs, together with those of all later ones, are larger than they may be.
+    async fn first_that_does_not_fit(&self, after: Time, now: Time) -> Result<Option<Time>, StoreError> {
+        // Whatever ended up to now, and a clock that is ahead of the jobs' by nothing.
+        let mut before = now.plus(Duration::from_millis(1));
+        let mut bytes = 0;
+        loop {
+            let jobs = self.store.ended_before(after, before, AT_A_TIME).await?;
+            let Some(first) = jobs.last().map(|job| job.finished_at) else { return Ok(None) };
+            let dir = self.jobs_dir.clone();
+            let sizes: Vec<(Time, u64)> = off_the_runtime(move || {
+                jobs.iter().map(|job: &EndedJob| (job.finished_at, files::log_bytes(&dir, job))).collect()
+            })
+            .await?;
+            for (finished_at, size) in sizes {
+                bytes += size;
+                if bytes > self.limits.logs_size {
+                    return Ok(Some(finished_at));
+                }
+            }
+            before = first;
+        }
+    }
+}
+
+/// Files take as long as they take.
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Unavailable(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use std::sync::Arc;
+
+use taxiway_job::{Exit, JobId, LaunchId, State};
+
+use super::*;
+use crate::store::{BodyHash, End, NewJob};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn limits() -> Limits {
+    Limits { jobs: 90 * DAY, logs: 30 * DAY, logs_size: 1 << 30 }
+}
+
+/// A place with jobs that ended some days ago and wrote logs.
+struct Place {
+    directory: tempfile::TempDir,
+    store: Store,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&directory.path().join("taxiway.db")).expect("opens");
+        Self { directory, store }
+    }
+
+    fn jobs_dir(&self) -> PathBuf {
+        self.directory.path().join("jobs")
+    }
+
+    fn log(&self, job: JobId, launch: LaunchId) -> PathBuf {
+        taxiway_launcher::log::path(&self.jobs_dir(), job, launch)
+    }
+
+    /// A job that ended so many days ago with a log of this size.
+    async fn ended(&self, days: u32, log_bytes: usize) -> (JobId, LaunchId) {
+        let at = Time::now().minus(days * DAY);
+        let (job, launch) = (crate::store::test_job("old", at), LaunchId::random());
+        let id = job.id;
+        let new = NewJob { job: Arc::new(job), rank: 1, body: BodyHash([0; 32]) };
+        let end = End {
+            job: id,
+            launch: Some(launch),
+            from: State::Running,
+            to: State::Completed,
+            exit: Exit { code: Some(0), signal: None },
+            failure: None,
+            reason: None,
+            usage: None,
+            started_at: Some(at),
+            finished_at: at,
+            deliveries: Vec::new(),
+            next: None,
+        };
+        let path = vec![
+            Change::Submit(Box::new(new)),
+            Change::Arm { job: id, attempt: 1, launch, boot_id: "boot".into() },
+            Change::Go { job: id, launch, gpu_uuids: Vec::new(), at },
+            Change::Running { job: id, launch, pid: 1, start_time: 1, at, handover: None },
+            Change::End(Box::new(end)),
+        ];
+        self.store.commit(path).await.expect("is stored");
+        let log = self.log(id, launch);
+        std::fs::create_dir_all(log.parent().expect("a launch")).expect("a directory");
+        std::fs::write(log, vec![b'x'; log_bytes]).expect("a log");
+        (id, launch)
+    }
+
+    async fn collect(&self, limits: Limits) -> Removed {
+        let worker = Worker { store: self.store.clone(), jobs_dir: self.jobs_dir(), limits };
+        worker.collect().await.expect("it can be read and written")
+    }
+
+    async fn is_kept(&self, job: JobId) -> bool {
+        self.store.job(job).await.expect("reads").is_some()
+    }
+}
+
+#[tokio::test]
+async fn logs_go_by_their_age_and_before_their_jobs() {
+    let place = Place::new();
+    let (ancient, ancient_launch) = place.ended(100, 10).await;
+    let (old, old_launch) = place.ended(40, 20).await;
+    let (recent, recent_launch) = place.ended(2, 30).await;
+    let removed = place.collect(limits()).await;
+    assert_eq!(removed, Removed { jobs: 1, logs: 2, log_bytes: 30 });
+    assert!(!place.is_kept(ancient).await && place.is_kept(old).await && place.is_kept(recent).await);
+    assert!(!place.jobs_dir().join(ancient.to_string()).exists(), "nothing of it is left");
+    assert!(!place.log(ancient, ancient_launch).exists() && !place.log(old, old_launch).exists());
+    assert!(place.log(recent, recent_launch).exists());
+    let first = place.store.events_after(0, 1).await.expect("reads");
+    assert_eq!(first[0].job, Some(old), "events of the oldest job have gone with it");
+    assert_eq!(place.collect(limits()).await, Removed::default(), "what is kept stays kept");
+}
+
+#[tokio::test]
+async fn logs_that_are_too_large_together_go_the_first_to_end_first() {
+    let place = Place::new();
+    let (first, first_launch) = place.ended(3, 1000).await;
+    let (second, second_launch) = place.ended(2, 1000).await;
+    let (third, third_launch) = place.ended(1, 1000).await;
+    let removed = place.collect(Limits { logs_size: 2500, ..limits() }).await;
+    assert_eq!(removed, Removed { jobs: 0, logs: 1, log_bytes: 1000 });
+    assert!(!place.log(first, first_launch).exists());
+    assert!(place.log(second, second_launch).exists() && place.log(third, third_launch).exists());
+    let removed = place.collect(Limits { logs_size: 500, ..limits() }).await;
+    assert_eq!(removed.logs, 2, "also the last one, when it alone is too large");
+    assert!(place.is_kept(first).await && place.is_kept(third).await);
+}
+
+#[tokio::test]
+async fn what_a_job_wrote_into_its_own_directory_stays() {
+    let place = Place::new();
+    let (job, launch) = place.ended(100, 10).await;
+    let model = place.jobs_dir().join(job.to_string()).join("model.bin");
+    std::fs::write(&model, "weights").expect("a model");
+    assert_eq!(place.collect(limits()).await.jobs, 1);
+    assert!(model.exists() && !place.log(job, launch).parent().expect("a launch").exists());
+}
+
+#[tokio::test]
+async fn a_job_that_has_not_ended_stays_however_old_it_is() {
+    let place = Place::new();
+    let job = crate::store::test_job("waits", Time::now().minus(400 * DAY));
+    let id = job.id;
+    let new = NewJob { job: Arc::new(job), rank: 1, body: BodyHash([0; 32]) };
+    place.store.commit(vec![Change::Submit(Box::new(new))]).await.expect("is stored");
+    assert_eq!(place.collect(limits()).await, Removed::default());
+    assert!(place.is_kept(id).await);
+}

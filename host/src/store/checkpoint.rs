@@ -1,0 +1,95 @@
+//! Checkpoints: what was committed moves from the write-ahead log into the database, on a thread and a connection of their own.
+//!
+//! The writer never does it, so that no submission waits for it: SQLite's own checkpoints, which the commit that makes the log too
+//! long has to carry out, are off. The writer only says how long the log is, and sleeping costs nothing in between.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use rusqlite::Connection;
+
+use super::schema;
+
+/// Pages that the log grows by from one checkpoint to the next (4 MiB; SQLite's own number).
+const STEP: i32 = 1000;
+
+/// Pages at which the writer is made to wait for the rest of a checkpoint (64 MiB): while it writes without a pause, the log
+/// cannot begin again from the front, and would grow without end.
+const TOO_LONG: i64 = 16 * STEP as i64;
+
+/// Turns SQLite's own checkpoints of `writer` off and starts the thread that makes them. It ends with the connection.
+///
+/// # Errors
+/// When the thread cannot be started or the database not be opened.
+pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<(), super::OpenError> {
+    // One place: a checkpoint that is due is due, however often it is said.
+    let (due, waiting) = sync_channel(1);
+    let connection = Connection::open(path)?;
+    schema::configure(&connection)?;
+    std::thread::Builder::new()
+        .name("store-checkpoint".into())
+        .spawn(move || run(&connection, &waiting))
+        .map_err(super::OpenError::Thread)?;
+    watch(writer, due)?;
+    Ok(())
+}
+
+/// Has the thread told whenever the log has grown by a step. The hook takes the place of SQLite's own checkpoints
+/// (sqlite.org/c3ref/wal_hook.html).
+fn watch(writer: &mut Connection, due: SyncSender<()>) -> rusqlite::Result<()> {
+    let mut next = STEP;
+    writer.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+        if pages < next - STEP {
+            // The log has begun again from the front.
+            next = STEP;
+        }
+        if pages >= next {
+            next = pages + STEP;
+            // Full: the thread has been told already, and its next look sees these pages too.
+            let _ = due.try_send(());
+        }
+        Ok(())
+    }))
+}
+
+fn run(connection: &Connection, due: &Receiver<()>) {
+    while due.recv().is_ok() {
+        let pages = |mode: &str| {
+            connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>("log"))
+        };
+        let result = pages("PASSIVE").and_then(|log| if log > TOO_LONG { pages("RESTART") } else { Ok(log) });
+        if let Err(error) = result {
+            // Nothing is lost: the log is part of the database, and the next step tries again.
+            tracing::warn!(%error, "a checkpoint of the database failed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_grows_step_by_step_is_moved_into_the_database_by_the_thread() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("taxiway.db");
+        let mut writer = Connection::open(&path).expect("opens");
+        schema::configure(&writer).expect("configured");
+        writer.execute_batch("CREATE TABLE t (data BLOB)").expect("a table");
+        let (due, waiting) = sync_channel(1);
+        watch(&mut writer, due).expect("a hook");
+        let mut told = 0;
+        for _ in 0..3 * STEP {
+            writer.execute("INSERT INTO t VALUES (randomblob(4000))", []).expect("a row");
+            told += waiting.try_iter().count();
+        }
+        // Each row takes a page of its own, and two or three that know of it.
+        assert!((3..=12).contains(&told), "{told}");
+        let before = std::fs::metadata(&path).expect("a file").len();
+        let (due, waiting) = sync_channel(1);
+        due.send(()).expect("a place");
+        drop(due);
+        run(&writer, &waiting);
+        assert!(std::fs::metadata(&path).expect("a file").len() > before + 2 * STEP as u64 * 4000);
+    }
+}

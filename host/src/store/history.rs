@@ -1,0 +1,318 @@
+//! What is kept of the past: hand-overs, deliveries, the audit trail; and letting go of it.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use taxiway_job::{Handover, JobId, LaunchId, Time};
+
+use super::writer::{Told, audit, event};
+use super::{Delivery, DeliveryId, DeliveryStatus, Page, Store, StoreError, reader};
+
+/// Rows of each table that one unit removes: few enough for nobody to notice the wait.
+const AT_A_TIME: usize = 500;
+
+/// A hand-over, and to which job.
+#[derive(Debug, Clone)]
+pub struct HandoverRecord {
+    /// The job that started.
+    pub job: JobId,
+    /// Its attempt.
+    pub attempt: u32,
+    /// When its process was started.
+    pub at: Time,
+    /// The hand-over.
+    pub handover: Handover,
+}
+
+/// Who did what.
+#[derive(Debug, Clone)]
+pub struct AuditRecord {
+    /// Grows with every row.
+    pub id: i64,
+    /// When.
+    pub at: Time,
+    /// Name of the token, or the user of the unix socket.
+    pub actor: String,
+    /// What.
+    pub action: String,
+    /// The job concerned.
+    pub job: Option<JobId>,
+}
+
+/// Which deliveries a list holds.
+#[derive(Debug, Clone, Default)]
+pub struct DeliveryFilter {
+    /// That stand like this.
+    pub status: Option<DeliveryStatus>,
+    /// Of this job.
+    pub job: Option<JobId>,
+    /// Made before this one: the last of the page before.
+    pub before: Option<(Time, DeliveryId)>,
+    /// The most.
+    pub limit: usize,
+}
+
+/// A job that has ended, with what there is on disk of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedJob {
+    /// Which.
+    pub id: JobId,
+    /// When it ended.
+    pub finished_at: Time,
+    /// Its starts.
+    pub launches: Vec<LaunchId>,
+}
+
+/// What has ended and when, as far as the next look at it depends on that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Oldest {
+    /// The end of the job that ended first.
+    pub job: Option<Time>,
+    /// The end of the first job whose logs are still there.
+    pub logs: Option<Time>,
+    /// The first event.
+    pub event: Option<Time>,
+}
+
+impl Store {
+    /// The last hand-overs, the latest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn handovers(&self, limit: usize) -> Result<Vec<HandoverRecord>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(
+                "SELECT job, attempt, started_at, handover FROM attempts WHERE handover IS NOT NULL AND started_at IS NOT NULL
+                 ORDER BY started_at DESC LIMIT ?1",
+            )?;
+            let rows = statement.query_map(params![limit as i64], |row| {
+                Ok(HandoverRecord {
+                    job: JobId::from_bytes(row.get("job")?),
+                    attempt: row.get("attempt")?,
+                    at: Time::from_millis(row.get("started_at")?),
+                    handover: reader::required(row, "handover")?,
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Deliveries, the latest first, and whether there are more.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn deliveries(&self, filter: DeliveryFilter) -> Result<(Vec<Delivery>, bool), StoreError> {
+        self.read(move |db| {
+            let (at, id) = match filter.before {
+                Some((at, DeliveryId(id))) => (at.as_millis(), id.into_bytes().to_vec()),
+                None => (i64::MAX, Vec::new()),
+            };
+            let mut statement = db.prepare_cached(&format!(
+                "SELECT {} FROM deliveries
+                 WHERE (created_at, id) < (?1, ?2) AND (?3 IS NULL OR status = ?3) AND (?4 IS NULL OR job = ?4)
+                 ORDER BY created_at DESC, id DESC LIMIT ?5",
+                reader::DELIVERY
+            ))?;
+            let job = filter.job.map(|job| job.as_bytes().to_vec());
+            let status = filter.status.map(DeliveryStatus::as_str);
+            let rows = statement.query_map(params![at, id, status, job, filter.limit as i64 + 1], reader::delivery)?;
+            let mut found = rows.collect::<Result<Vec<_>, _>>()?;
+            let more = found.len() > filter.limit;
+            found.truncate(filter.limit);
+            Ok((found, more))
+        })
+        .await
+    }
+
+    /// One delivery.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, StoreError> {
+        self.read(move |db| {
+            let mut statement =
+                db.prepare_cached(&format!("SELECT {} FROM deliveries WHERE id = ?1", reader::DELIVERY))?;
+            Ok(statement.query_row(params![id.0.as_bytes()], reader::delivery).optional()?)
+        })
+        .await
+    }
+
+    /// The audit trail, the latest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn audit(&self, before: Option<i64>, limit: usize) -> Result<Page<AuditRecord>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id, at, actor, action, job FROM audit WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+            )?;
+            let rows = statement.query_map(params![before.unwrap_or(i64::MAX), limit as i64 + 1], |row| {
+                Ok(AuditRecord {
+                    id: row.get("id")?,
+                    at: Time::from_millis(row.get("at")?),
+                    actor: row.get("actor")?,
+                    action: row.get("action")?,
+                    job: row.get::<_, Option<[u8; 16]>>("job")?.map(JobId::from_bytes),
+                })
+            })?;
+            let mut items = rows.collect::<Result<Vec<_>, _>>()?;
+            let more = items.len() > limit;
+            items.truncate(limit);
+            let next = items.last().filter(|_| more).map(|last| super::Cursor(last.id));
+            Ok(Page { items, next })
+        })
+        .await
+    }
+
+    /// How many jobs are in each state that any job is in.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn jobs_by_state(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        self.count_by("SELECT state, count(*) FROM jobs GROUP BY state").await
+    }
+
+    /// The same of deliveries and how they stand.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn deliveries_by_status(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        self.count_by("SELECT status, count(*) FROM deliveries GROUP BY status").await
+    }
+
+    async fn count_by(&self, query: &'static str) -> Result<Vec<(String, u64)>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(query)?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Jobs that ended after one moment and not after another, the first to end first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn ended_between(&self, after: Time, until: Time, limit: usize) -> Result<Vec<EndedJob>, StoreError> {
+        self.ended("finished_at > ?1 AND finished_at <= ?2 ORDER BY finished_at, seq", after, until, limit).await
+    }
+
+    /// Jobs that ended after one moment and before another, the last to end first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn ended_before(&self, after: Time, before: Time, limit: usize) -> Result<Vec<EndedJob>, StoreError> {
+        self.ended("finished_at > ?1 AND finished_at < ?2 ORDER BY finished_at DESC, seq DESC", after, before, limit)
+            .await
+    }
+
+    async fn ended(
+        &self,
+        condition: &'static str,
+        from: Time,
+        to: Time,
+        limit: usize,
+    ) -> Result<Vec<EndedJob>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!(
+                "SELECT id, finished_at FROM jobs WHERE finished_at IS NOT NULL AND {condition} LIMIT ?3"
+            ))?;
+            let mut launches = db.prepare_cached("SELECT launch FROM attempts WHERE job = ?1")?;
+            let mut rows = statement.query(params![from.as_millis(), to.as_millis(), limit as i64])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let id = JobId::from_bytes(row.get("id")?);
+                let of_it = launches.query_map(params![id.as_bytes()], launch)?.collect::<Result<_, _>>()?;
+                found.push(EndedJob { id, finished_at: Time::from_millis(row.get("finished_at")?), launches: of_it });
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// What there is that may have to go, where logs of jobs that ended up to `logs` have gone.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn oldest(&self, logs: Time) -> Result<Oldest, StoreError> {
+        self.read(move |db| {
+            let time = |sql: &str, value: i64| -> Result<Option<Time>, StoreError> {
+                let mut statement = db.prepare_cached(sql)?;
+                Ok(statement.query_row(params![value], |row| row.get(0)).optional()?.map(Time::from_millis))
+            };
+            let first = "SELECT finished_at FROM jobs WHERE finished_at IS NOT NULL AND finished_at > ?1 ORDER BY finished_at LIMIT 1";
+            Ok(Oldest {
+                job: time(first, i64::MIN)?,
+                logs: time(first, logs.as_millis())?,
+                event: time("SELECT at FROM events WHERE id > ?1 ORDER BY id LIMIT 1", i64::MIN)?,
+            })
+        })
+        .await
+    }
+}
+
+fn launch(row: &Row<'_>) -> rusqlite::Result<LaunchId> {
+    Ok(LaunchId::from_bytes(row.get("launch")?))
+}
+
+/// Removes everything that is kept of these jobs but their events, as far as they have ended. Gives how many went.
+pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreError> {
+    let mut gone = 0;
+    for job in jobs {
+        let removed = db
+            .prepare_cached("DELETE FROM jobs WHERE id = ?1 AND state IN ('completed', 'failed', 'cancelled')")?
+            .execute(params![job.as_bytes()])?;
+        if removed == 1 {
+            db.prepare_cached("DELETE FROM attempts WHERE job = ?1")?.execute(params![job.as_bytes()])?;
+            db.prepare_cached("DELETE FROM deliveries WHERE job = ?1")?.execute(params![job.as_bytes()])?;
+        }
+        gone += removed;
+    }
+    Ok(gone)
+}
+
+/// A person removes one job.
+pub(super) fn remove(db: &Connection, job: JobId, at: Time, by: &str, told: &mut Told) -> Result<(), StoreError> {
+    if forget(db, &[job])? == 0 {
+        return Err(StoreError::Conflict(format!("job {job} cannot be removed: it is not there, or has not ended")));
+    }
+    event(db, told, at, "job.removed", Some(job), serde_json::Map::new())?;
+    audit(db, at, by, "remove", Some(job))
+}
+
+/// Removes the first events, rows of the audit trail and keys of requests that are older than this, a few of each.
+pub(super) fn forget_events(db: &Connection, before: Time, keys_before: Time) -> Result<(), StoreError> {
+    for table in ["events", "audit"] {
+        db.prepare_cached(&format!(
+            "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT {AT_A_TIME}) AND at < ?1"
+        ))?
+        .execute(params![before.as_millis()])?;
+    }
+    db.prepare_cached(&format!(
+        "DELETE FROM idempotency_keys WHERE (owner, key) IN
+            (SELECT owner, key FROM idempotency_keys WHERE at < ?1 ORDER BY at LIMIT {AT_A_TIME})"
+    ))?
+    .execute(params![keys_before.as_millis()])?;
+    Ok(())
+}
+
+/// Has a delivery made once more.
+pub(super) fn redeliver(
+    db: &Connection,
+    delivery: DeliveryId,
+    at: Time,
+    by: &str,
+    told: &mut Told,
+) -> Result<(), StoreError> {
+    let changed = db
+        .prepare_cached(
+            "UPDATE deliveries SET status = 'waiting', tries = 0, next_at = ?2, finished_at = NULL WHERE id = ?1
+             RETURNING job",
+        )?
+        .query_row(params![delivery.0.as_bytes(), at.as_millis()], |row| Ok(JobId::from_bytes(row.get("job")?)))
+        .optional()?;
+    let Some(job) = changed else { return Err(StoreError::Conflict(format!("there is no delivery {delivery}"))) };
+    told.deliveries = true;
+    let data = serde_json::Map::from_iter([("delivery_id".to_owned(), delivery.to_string().into())]);
+    event(db, told, at, "delivery.waiting", Some(job), data)?;
+    audit(db, at, by, "redeliver", Some(job))
+}
