@@ -40,7 +40,7 @@ impl Owner {
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
             let result = store.commit(vec![change]).await;
-            Done::Returned { operation, entry, result }
+            Done::Returned { operation, entry: Box::new(entry), result }
         }));
     }
 

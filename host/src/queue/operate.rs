@@ -195,11 +195,11 @@ impl Owner {
                 Ok(()) => store.job(operation.id).await,
                 Err(error) => Err(error),
             };
-            Done::Looked { operation, found }
+            Done::Looked { operation, found: found.map(|job| job.map(Box::new)) }
         }));
     }
 
-    pub(super) fn looked(&mut self, operation: Operation, found: Result<Option<Job>, StoreError>) {
+    pub(super) fn looked(&mut self, operation: Operation, found: Result<Option<Box<Job>>, StoreError>) {
         let id = operation.id;
         if self.jobs.contains(id) || self.submitting.contains(&id) {
             // Somebody had it retried meanwhile.

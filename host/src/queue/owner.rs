@@ -182,13 +182,16 @@ pub(super) struct Live {
     pub(super) end: Option<super::run::Ending>,
 }
 
+/// Answers somebody, with whether the facts of the turn became durable.
+pub(super) type Answering = Box<dyn FnOnce(Result<(), QueueError>) + Send>;
+
 /// What waits for the facts of a turn to be durable.
 #[derive(Default)]
 pub(super) struct Then {
     /// Launches whose end is among them: their shims may leave.
     pub(super) confirm: Vec<LaunchId>,
     /// Answers, with whether it worked.
-    pub(super) answers: Vec<Box<dyn FnOnce(Result<(), QueueError>) + Send>>,
+    pub(super) answers: Vec<Answering>,
     /// Askers of a mode that is in force.
     pub(super) mode_replies: Vec<oneshot::Sender<Result<(), QueueError>>>,
     /// Nothing is left to be done by a drained queue.
@@ -213,7 +216,7 @@ pub(super) enum Done {
         reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>,
     },
     /// A job that had ended waits again.
-    Returned { operation: Operation, entry: Entry, result: Result<(), StoreError> },
+    Returned { operation: Operation, entry: Box<Entry>, result: Result<(), StoreError> },
     /// A job was changed.
     Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
     /// A time limit was changed.
@@ -229,7 +232,7 @@ pub(super) enum Done {
     /// A stop was stored.
     Stopped { operation: Operation, target: StopTarget, result: Result<(), StoreError> },
     /// The state of a job that the queue does not know.
-    Looked { operation: Operation, found: Result<Option<Job>, StoreError> },
+    Looked { operation: Operation, found: Result<Option<Box<Job>>, StoreError> },
     /// The mode was stored.
     ModeSet { mode: Mode, result: Result<(), StoreError>, reply: oneshot::Sender<Result<(), QueueError>> },
     /// The next in line was read and judged.
@@ -338,7 +341,7 @@ impl Owner {
     fn done(&mut self, done: Done) {
         match done {
             Done::Submitted { entries, result, reply } => self.submitted(entries, result, reply),
-            Done::Returned { operation, entry, result } => self.returned(operation, entry, result),
+            Done::Returned { operation, entry, result } => self.returned(operation, *entry, result),
             Done::Edited { operation, job, result } => self.edited(operation, &job, result),
             Done::Limited { operation, limit, result } => self.limited(operation, limit, result),
             Done::LimitRead { launch, limit } => self.limit_read(launch, limit),
