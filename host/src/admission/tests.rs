@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use serde_json::json;
-use taxiway_job::{FailureClass, Severity};
+use taxiway_job::{FailureClass, Retries, Severity};
 use taxiway_plugin_host::{CallError, Called, Mode, OnError, Rewritten, Variable};
 
 use super::*;
@@ -431,4 +431,25 @@ async fn only_plugins_of_the_launch_stage_judge_a_start() {
     assert!(failure.evidence.is_some_and(|evidence| evidence.starts_with("plugin-failed")));
     assert!(matches!(verdict_when_broken(OnError::Hold).await, LaunchVerdict::Hold(_)));
     assert_eq!(verdict_when_broken(OnError::Ignore).await, LaunchVerdict::Accept);
+}
+
+#[tokio::test]
+async fn what_a_job_asks_of_gpus_must_be_there() {
+    let codes_of = async |gpus: u32, terms: Terms| {
+        let refusal = refused(&[], Draft { gpus: Some(gpus), terms, ..draft() }).await;
+        codes(&refusal).iter().map(|(_, code)| (*code).to_owned()).collect::<Vec<_>>()
+    };
+    let large = Terms { gpu_memory: Some(24 << 30), ..Terms::default() };
+    let named = Terms { gpu_uuids: vec!["GPU-1".into()], ..Terms::default() };
+    assert_eq!(codes_of(1, large.clone()).await, ["too-many-gpus"], "a virtual slot has no memory");
+    assert_eq!(codes_of(1, named).await, ["unknown-gpu"]);
+    assert_eq!(codes_of(0, large).await, ["no-gpus"]);
+}
+
+#[tokio::test]
+async fn retries_have_a_range() {
+    let retries = Retries { max: 1001, backoff: Duration::from_secs(3601), ..Retries::default() };
+    let refusal = refused(&[], Draft { terms: Terms { retries, ..Terms::default() }, ..draft() }).await;
+    let codes: Vec<&str> = codes(&refusal).iter().map(|(_, code)| *code).collect();
+    assert_eq!(codes, ["too-many-retries", "backoff-out-of-range"]);
 }

@@ -119,6 +119,10 @@ impl Client {
         self.json(self.request(Method::GET, &format!("/api/v1/jobs/{id}"))).await
     }
 
+    pub(super) async fn edit(&self, id: JobId, patch: &Value) -> Result<Job<'static>, ClientError> {
+        self.json(self.request(Method::PATCH, &format!("/api/v1/jobs/{id}")).json(patch)).await
+    }
+
     pub(super) async fn explain(&self, id: JobId) -> Result<Explanation<'static>, ClientError> {
         self.json(self.request(Method::GET, &format!("/api/v1/jobs/{id}/explain"))).await
     }

@@ -5,6 +5,7 @@
 
 mod client;
 mod config;
+mod edit;
 mod explain;
 mod follow;
 mod jobs;
@@ -98,6 +99,8 @@ enum Command {
     Retry(jobs::Operate),
     /// Stop jobs gracefully and put them back into the line, at the back of their priority.
     Requeue(jobs::Requeue),
+    /// Change a job while it waits, or the time limit of one that runs.
+    Edit(edit::Edit),
     /// Move a queued job in the line. It takes the priority of the job that it comes to stand beside.
     Move(jobs::Move),
     /// Wait until a job has ended, and end with its exit status.
@@ -166,6 +169,7 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Release(operate) => operate.run(&client, "release", json).await.map(done),
             Command::Retry(operate) => operate.run(&client, "retry", json).await.map(done),
             Command::Requeue(requeue) => requeue.run(&client, json).await.map(done),
+            Command::Edit(edit) => edit.run(&client, json).await.map(done),
             Command::Move(to) => to.run(&client, json).await.map(done),
             Command::Wait(wait) => wait.run(&client, json).await,
             Command::Queue(queue) => queue.run(&client, json).await.map(done),

@@ -248,7 +248,7 @@ fn present_environment() -> BTreeMap<String, EnvValue> {
         .collect()
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it like KEY=VALUE".to_owned()),

@@ -162,3 +162,58 @@ async fn explain_says_why_a_job_waits_when_it_starts_and_why_it_failed() {
     gate.open();
     events.job(running.id(), "completed").await;
 }
+
+#[tokio::test]
+async fn the_command_line_changes_a_waiting_job() {
+    let server = Place::new().start().await;
+    server.post_nothing("/queue/pause").await.expect(200);
+    let mut submission = sh("exit 0");
+    submission["config"] = json!({"train": {"epochs": 3, "lr": 0.1}});
+    let job = server.submit(submission).await;
+    let change = [
+        "edit",
+        job.id(),
+        "--priority",
+        "-7",
+        "--label",
+        "team=nlp",
+        "--time-limit",
+        "none",
+        "--config",
+        r#"{"train": {"epochs": 5}}"#,
+    ];
+    let output = server.cli(&change).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let job = server.job(job.id()).await;
+    assert_eq!((&job.json["priority"], &job.json["time_limit"]), (&json!(-7), &Value::Null));
+    assert_eq!(job.json["config"], json!({"train": {"epochs": 5, "lr": 0.1}}));
+    assert_eq!(job.json["labels"], json!({"team": "nlp"}));
+    let refused = server.cli(&["edit", job.id(), "--priority", "1000"]).await;
+    assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(server.cli(&["edit", job.id()]).await.status.code(), Some(2), "it says what to change");
+}
+
+#[tokio::test]
+async fn an_edit_is_rewritten_and_judged_again_from_what_was_submitted() {
+    let profile = "[profiles.train]\ncommand = [\"cat\", \"{config_file}\"]\n";
+    let schema =
+        "bundled = \"config-schema\"\n[settings.profiles.train.properties]\nlr = { type = \"number\", maximum = 1 }\n";
+    let fill = "bundled = \"defaults\"\n[settings]\ndefaults = { epochs = 3 }\n";
+    let server = Place::new().config(profile).manifest("schema", schema).manifest("fill", fill).start().await;
+    server.post_nothing("/queue/pause").await.expect(200);
+    let job = server.submit(json!({"profile": "train", "config": {"lr": 0.1}})).await;
+    assert_eq!(job.json["config"], json!({"lr": 0.1, "epochs": 3}));
+    let problem = patch(&server, job.id(), &json!({"config": {"lr": 7}}), None).await.expect(422).problem();
+    assert_eq!((&problem["problems"][0]["plugin"], &problem["problems"][0]["path"]), (&json!("schema"), &json!("/lr")));
+    assert_eq!(server.job(job.id()).await.json["config"], json!({"lr": 0.1, "epochs": 3}));
+
+    let edited = patch(&server, job.id(), &json!({"config": {"epochs": 9}}), None).await.expect(200).job();
+    assert_eq!(edited.json["config"], json!({"lr": 0.1, "epochs": 9}));
+    let again = patch(&server, job.id(), &json!({"config": {"epochs": null}}), None).await.expect(200).job();
+    assert_eq!(again.json["submitted_config"], json!({"lr": 0.1}));
+    assert_eq!(again.json["config"], json!({"lr": 0.1, "epochs": 3}), "filled in anew");
+    let told = server.get(&format!("/jobs/{}/explain", job.id())).await.expect(200).json();
+    let verdicts: Vec<_> = told["verdicts"].as_array().into_iter().flatten().collect();
+    assert_eq!(verdicts.len(), 2, "{told}");
+    assert!(verdicts.iter().all(|verdict| verdict["stage"] == "submit"), "{told}");
+}

@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 use taxiway_job::{Condition, Entry, JobId, Jobs, Retries, Spot, State, Target, Terms, Time, Unmet};
 
 /// Sequences of operations. More: `TAXIWAY_TEST_SEQUENCES=1000000`.
-const SEQUENCES: u32 = 100_000;
+const SEQUENCES: u32 = 200_000;
 
 const GPU_SLOTS: u32 = 3;
 const CPU_SLOTS: usize = 1;
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    fn to_the_back(&mut self, id: JobId) {
+    fn send_back(&mut self, id: JobId) {
         self.order.retain(|other| *other != id);
         let at = self.behind(self.known[&id].priority);
         self.order.insert(at, id);
@@ -285,7 +285,7 @@ impl World {
                 let Some(id) = self.pick(which, |known| known.state == State::Running) else { return };
                 assert!(self.set(id, State::Cancelling).is_empty());
                 self.next_attempt(id);
-                self.to_the_back(id);
+                self.send_back(id);
                 self.wait_again(id, if hold { State::Held } else { State::Queued });
             }
             Op::Retry(which) => {
