@@ -15,6 +15,7 @@ mod follow;
 mod history;
 mod hostile;
 mod idempotency;
+mod kill_table;
 mod kills;
 mod launch;
 mod load;
