@@ -264,6 +264,7 @@ pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreErro
         if removed == 1 {
             db.prepare_cached("DELETE FROM attempts WHERE job = ?1")?.execute(params![job.as_bytes()])?;
             db.prepare_cached("DELETE FROM deliveries WHERE job = ?1")?.execute(params![job.as_bytes()])?;
+            db.prepare_cached("DELETE FROM samples WHERE job = ?1")?.execute(params![job.as_bytes()])?;
         }
         gone += removed;
     }

@@ -16,8 +16,12 @@ fn has_line(text: &str, line: &str) -> bool {
 async fn an_ended_job_shows_its_attempts_until_it_is_removed_with_all_that_was_kept_of_it() {
     let server = Place::new().start().await;
     let mut events = server.events().await;
-    let job = server.submit(sh("echo hello; exit 3")).await;
+    let job = server.submit(sh("echo hello; echo '{\"progress\": 0.5}' > $TAXIWAY_PROGRESS_FILE; exit 3")).await;
     assert_eq!(events.end_of(job.id()).await, "failed");
+    let database = rusqlite::Connection::open(server.place().data_dir().join("taxiway.db")).expect("a database");
+    let samples =
+        || database.query_row("SELECT count(*) FROM samples", [], |row| row.get::<_, i64>(0)).expect("a count");
+    assert_eq!(samples(), 1);
     let attempts = server.get(&format!("/jobs/{}/attempts", job.id())).await.expect(200).json();
     assert_eq!(attempts["items"].as_array().map(Vec::len), Some(1));
     let attempt = &attempts["items"][0];
@@ -31,6 +35,7 @@ async fn an_ended_job_shows_its_attempts_until_it_is_removed_with_all_that_was_k
     assert!(directory.exists());
     assert_eq!(remove(&server, job.id()).await, 204);
     assert!(!directory.exists(), "nothing of it is left");
+    assert_eq!(samples(), 0);
     server.get(&format!("/jobs/{}", job.id())).await.expect(404);
     assert_eq!(remove(&server, job.id()).await, 404);
     let audit = server.get("/audit?limit=1").await.expect(200).json();
