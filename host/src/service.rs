@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use taxiway_job::{Job, State, Time, Verdict};
+use taxiway_job::{Job, JobId, LaunchId, State, Time, Verdict};
 use taxiway_launcher::{Delegated, LocalLauncher};
 use taxiway_plugin_host::PluginHost;
 use tokio::sync::mpsc;
@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{self, Admission, LaunchJudgement};
 use crate::api;
 use crate::config::{DataDir, Settings, Startup};
-use crate::gpu::{self, Inventory};
+use crate::gpu::{self, Inventory, Looked, Released};
 use crate::outbox::{self, Outbox};
 use crate::plugin_events;
-use crate::queue::{self, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
+use crate::queue::{self, Gpus, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
 use crate::retention::Retention;
 use crate::store::{NewDelivery, Store};
 
@@ -91,7 +91,10 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         jobs_dir: settings.jobs_dir(),
         min_free_disk: settings.config.launcher.min_free_disk,
         hooks: Arc::new(Plugins { admission: admission.clone(), plugins: plugins.clone(), gpus: gpus.clone() }),
-        gpus: slots(&gpus),
+        slots: slots(&gpus),
+        without_slots: gpus.unusable().map(str::to_owned),
+        gpus: Arc::new(gpus.clone()),
+        faults: gpus.faults().context("somebody else listens to the GPUs")?,
         cpu_slots: settings.config.queue.cpu_slots as usize,
         mode: match settings.config.queue.startup {
             Startup::Run => Some(Mode::Run),
@@ -169,7 +172,7 @@ fn control_groups(settings: &Settings) -> anyhow::Result<Option<Delegated>> {
     Ok(groups)
 }
 
-/// The GPUs, found off the runtime: NVML may take seconds to wake a driver.
+/// The GPUs as the configuration has them.
 pub(crate) async fn inventory(settings: &Settings) -> anyhow::Result<Inventory> {
     let section = &settings.config.gpu;
     let settings = gpu::Settings {
@@ -180,12 +183,32 @@ pub(crate) async fn inventory(settings: &Settings) -> anyhow::Result<Inventory> 
         nvml_library: std::env::var_os(gpu::NVML_LIBRARY_VARIABLE).map(PathBuf::from),
         jobs_dir: settings.jobs_dir(),
     };
-    Ok(tokio::task::spawn_blocking(move || Inventory::open(settings)).await.context("looking for GPUs broke off")??)
+    Ok(Inventory::open(settings).await?)
 }
 
 fn slots(gpus: &Inventory) -> Vec<SlotGpu> {
-    let slot = |slot: &gpu::SlotGpu| SlotGpu { uuid: slot.uuid().map(str::to_owned), label: slot.to_string() };
+    let slot = |slot: &gpu::SlotGpu| SlotGpu {
+        uuid: slot.uuid().map(str::to_owned),
+        whole: slot.gpu().and_then(|gpu| Some(gpu.instance.as_ref()?.1.clone())),
+        label: slot.to_string(),
+        memory_total_bytes: slot.gpu().map_or(0, |gpu| gpu.memory_total_bytes),
+    };
     gpus.slots().iter().map(slot).collect()
+}
+
+#[async_trait]
+impl Gpus for Inventory {
+    async fn look(&self, uuids: &[String], ours: &[LaunchId], again: bool) -> Looked {
+        self.look(uuids, ours, again).await
+    }
+
+    fn hold(&self, job: JobId, launch: LaunchId, uuids: &[String], adopted: bool) {
+        self.hold(job, launch, uuids, adopted);
+    }
+
+    async fn release(&self, launch: LaunchId, uuids: &[String], ours: &[LaunchId]) -> Released {
+        self.release(launch, uuids, ours).await
+    }
 }
 
 /// What the queue needs of plugins, through the rooms that know them.

@@ -4,13 +4,14 @@
 //! the service's own binary on a free port, and [`Server::kill`] makes a place of that again, as a power switch does. A
 //! [`Client`] speaks HTTP to it over TCP or its unix socket, and [`Events`] is its stream of events: tests wait for what
 //! happens, never for time to pass. [`Gate`] and [`Bell`] let a test and a job wait for each other. [`processes`] looks at
-//! what really runs, [`Receiver`] takes webhooks, and [`guest`] makes plugins that behave as badly as a test wants.
+//! what really runs, [`Place::with_gpus`] gives it GPUs that a test describes, [`Receiver`] takes webhooks, and [`guest`] makes plugins that behave as badly as a test wants.
 //!
 //! Everything here panics when something goes wrong: that is how a test fails.
 
 mod client;
 mod events;
 mod fifo;
+mod gpus;
 pub mod guest;
 mod job;
 mod place;

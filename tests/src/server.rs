@@ -235,8 +235,8 @@ fn bare_command(place: &Place) -> Command {
         .env("HOME", place.path())
         // No job may see it.
         .env("CANARY", "a secret of the service")
-        // Without a GPU every machine is the same.
-        .env("TAXIWAY_NVML_LIBRARY", "")
+        // With the GPUs that the test says every machine is the same.
+        .envs(place.gpu_variables())
         .envs(place.variables());
     command
 }

@@ -162,6 +162,10 @@ fn check_command(arguments: &[String], problems: &mut Vec<Problem>) {
 
 fn check_gpus(spec: &JobSpec, gpus: &Inventory, problems: &mut Vec<Problem>) {
     let slots = gpus.slot_count();
+    if gpus.unusable().is_some() {
+        // Nobody can tell what would be too much: the job waits until the GPUs can be counted.
+        return;
+    }
     if spec.gpus > slots {
         let has = match slots {
             0 => "none".to_owned(),

@@ -163,7 +163,7 @@ fn admission(plugins: &[Plugin]) -> Admission {
     let no_gpus = gpu::Settings { nvml_library: Some(PathBuf::new()), ..gpu::Settings::default() };
     Admission::new(Options {
         hooks: Arc::new(Plugins(plugins.to_vec())),
-        gpus: Inventory::open(no_gpus).unwrap(),
+        gpus: Inventory::without_gpus(no_gpus).unwrap(),
         profiles: profiles(),
         grace: Duration::from_secs(30),
         jobs_dir: "/state/jobs".into(),

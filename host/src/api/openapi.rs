@@ -170,7 +170,7 @@ fn schemas() -> Value {
         "usage": {"type": ["object", "null"]},
         "handover": {"type": ["object", "null"]},
     });
-    json!({
+    let mut schemas = json!({
         "Explanation": {"type": "object", "properties": {
             "reason": {"type": ["object", "null"], "properties": {"code": text(), "message": text()}},
             "position": {"type": ["integer", "null"], "minimum": 1},
@@ -276,7 +276,44 @@ fn schemas() -> Value {
             "dataset_content": may_be_text(),
         }},
         "Executed": {"type": "object", "properties": {"job_id": text(), "status": text(), "message": text()}},
-    })
+    });
+    // By themselves: the macro takes so much at a time only.
+    schemas["Gpu"] = json!({"type": "object", "properties": {
+        "label": text(),
+        "index": {"type": ["integer", "null"]},
+        "instance": {"type": ["integer", "null"]},
+        "uuid": may_be_text(),
+        "name": may_be_text(),
+        "state": {"enum": ["free", "held", "blocked", "quarantined"]},
+        "reason": {"type": ["object", "null"], "properties": {"code": text(), "message": text()}},
+        "job_id": may_be_text(),
+        "memory_total_bytes": {"type": ["integer", "null"]},
+        "memory_free_bytes": {"type": ["integer", "null"]},
+        "utilization": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+        "power_watts": {"type": ["number", "null"]},
+        "temperature_celsius": {"type": ["integer", "null"]},
+        "compute_capability": may_be_text(),
+        "driver_version": may_be_text(),
+        "pci_bus_id": may_be_text(),
+        "processes": {"type": "array", "items": {"type": "object", "properties": {
+            "pid": {"type": "integer"},
+            "program": may_be_text(),
+            "memory_bytes": {"type": ["integer", "null"]},
+            "ours": {"type": "boolean"},
+        }}},
+        "error": may_be_text(),
+    }});
+    schemas["GpuSeries"] = json!({"type": "object", "properties": {
+        "uuid": text(),
+        "samples": {"type": "array", "items": {"type": "object", "properties": {
+            "at": time(),
+            "utilization": {"type": ["number", "null"]},
+            "memory_used_bytes": {"type": ["integer", "null"]},
+            "power_watts": {"type": ["number", "null"]},
+            "temperature_celsius": {"type": ["number", "null"]},
+        }}},
+    }});
+    schemas
 }
 
 #[cfg(test)]

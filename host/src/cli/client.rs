@@ -12,7 +12,7 @@ use taxiway_job::JobId;
 use super::Connect;
 use super::sse::EventStream;
 use crate::api::socket::SocketPath;
-use crate::api::wire::{Explanation, Job, Page, ProblemDocument, QueueSummary, Removed, Submission, Verdict};
+use crate::api::wire::{self, Explanation, Job, Page, ProblemDocument, QueueSummary, Removed, Submission, Verdict};
 use crate::config::{self, SYSTEM_SOCKET};
 
 /// A request that was not answered as asked for.
@@ -153,6 +153,14 @@ impl Client {
 
     pub(super) async fn collect(&self) -> Result<Removed, ClientError> {
         self.json(self.request(Method::POST, "/api/v1/gc")).await
+    }
+
+    pub(super) async fn gpus(&self) -> Result<Page<wire::Gpu>, ClientError> {
+        self.json(self.request(Method::GET, "/api/v1/gpus")).await
+    }
+
+    pub(super) async fn release_gpu(&self, uuid: &str) -> Result<wire::Gpu, ClientError> {
+        self.json(self.request(Method::POST, &format!("/api/v1/gpus/{uuid}/release"))).await
     }
 
     pub(super) async fn plugins(&self) -> Result<Page<Value>, ClientError> {

@@ -8,6 +8,7 @@ mod config;
 mod edit;
 mod explain;
 mod follow;
+mod gpus;
 mod jobs;
 mod outcome;
 mod plugins;
@@ -107,6 +108,8 @@ enum Command {
     Wait(follow::Wait),
     /// Show the queue, pause, resume or drain it.
     Queue(queue::Queue),
+    /// List the GPUs, who holds each, and how they are.
+    Gpus(gpus::Gpus),
     /// Look at the plugins, or write, check and try out your own.
     Plugin(plugins::Plugin),
     /// Remove now what was kept long enough: ended jobs, their logs, old events.
@@ -173,6 +176,7 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Move(to) => to.run(&client, json).await.map(done),
             Command::Wait(wait) => wait.run(&client, json).await,
             Command::Queue(queue) => queue.run(&client, json).await.map(done),
+            Command::Gpus(gpus) => gpus.run(&client, json).await.map(done),
             Command::Gc(gc) => gc.run(&client, json).await.map(done),
             Command::Plugin(_) | Command::Serve(_) | Command::Config(_) | Command::Service(_) | Command::Backup(_) => {
                 unreachable!("these do not talk to a service")

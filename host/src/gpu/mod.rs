@@ -7,27 +7,47 @@
 //! neither the runtime nor a second caller is ever stuck with it. A question that finds no answer is answered as if the GPU
 //! were taken: nothing starts on a GPU of which nothing is known.
 
+mod account;
+mod fault;
+mod look;
 mod not_free;
 mod nvml;
 mod process;
 mod reader;
 mod select;
+mod series;
+mod status;
+mod telemetry;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use taxiway_job::{JobId, LaunchId};
 use taxiway_plugin_host::GpuView;
+use tokio::sync::mpsc;
 
+pub use account::Measured;
+pub use fault::{Fault, Trouble};
+use look::{Conditions, Reading};
+pub use look::{Look, Looked};
 pub use not_free::NotFree;
-use nvml::{ComputeProcess, Memory, Readings};
 pub use nvml::{Gpu, ReadError};
+use nvml::{Library, Readings, Source};
 use process::Processes;
 use reader::Reader;
+pub use series::Sample;
+pub use status::{Process, Status};
+pub use telemetry::Released;
+use telemetry::Telemetry;
 
 /// Names another NVML library than the system's, for tests; empty: none, so that the machine has virtual slots.
 pub const NVML_LIBRARY_VARIABLE: &str = "TAXIWAY_NVML_LIBRARY";
+
+/// How long NVML may take to begin: without persistence mode each GPU is initialised first, which takes seconds.
+const OPENING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How old a reading may be that submissions are judged by. They come in bursts, and a GPU that is read for each of a
 /// thousand has nothing new to say.
@@ -51,15 +71,10 @@ pub struct Settings {
 }
 
 /// What one job holds while it runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SlotGpu {
-    /// A GPU.
-    Gpu {
-        /// NVML's index.
-        index: u32,
-        /// NVML's UUID.
-        uuid: String,
-    },
+    /// A GPU, or an instance of one.
+    Gpu(Box<Gpu>),
     /// A stand-in on a machine without GPUs.
     Virtual {
         /// From 0.
@@ -72,17 +87,26 @@ impl SlotGpu {
     #[must_use]
     pub fn uuid(&self) -> Option<&str> {
         match self {
-            Self::Gpu { uuid, .. } => Some(uuid),
+            Self::Gpu(gpu) => Some(&gpu.uuid),
+            Self::Virtual { .. } => None,
+        }
+    }
+
+    /// The GPU; none for a virtual slot.
+    #[must_use]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Gpu(gpu) => Some(gpu),
             Self::Virtual { .. } => None,
         }
     }
 }
 
-/// For sentences: `GPU 0`, `slot 0`.
+/// For sentences: `GPU 0`, `GPU 0 instance 1`, `slot 0`.
 impl std::fmt::Display for SlotGpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Gpu { index, .. } => write!(f, "GPU {index}"),
+            Self::Gpu(gpu) => write!(f, "{gpu}"),
             Self::Virtual { index } => write!(f, "slot {index}"),
         }
     }
@@ -96,29 +120,53 @@ struct Inner {
     slots: Vec<SlotGpu>,
     /// The usable GPUs as found at the start.
     gpus: Vec<Gpu>,
+    /// Why there is no slot: NVML is installed and does not work.
+    unusable: Option<String>,
     reader: Option<Reader>,
-    min_free_memory: u64,
-    ignore: Vec<String>,
-    processes: Processes,
+    conditions: Conditions,
+    /// The last look met with trouble that only a new session with NVML may end.
+    begin_anew: AtomicBool,
+    telemetry: Telemetry,
+    /// What telemetry has to say, until the queue takes it.
+    faults: Mutex<Option<mpsc::Receiver<Vec<Fault>>>>,
+    jobs_dir: PathBuf,
     /// The last views of all GPUs, for submissions.
     last: Mutex<Option<(Instant, Arc<[GpuView]>)>>,
 }
 
 impl Inventory {
-    /// Looks for GPUs. Blocks for as long as NVML takes to begin, up to some seconds.
+    /// Looks for GPUs, for as long as NVML takes to begin: up to some seconds.
     ///
     /// # Errors
     /// When the configuration names GPUs or a library and they cannot be had.
-    pub fn open(settings: Settings) -> Result<Self, OpenError> {
-        let readings = nvml::open(settings.nvml_library.as_deref())?;
-        match readings {
-            Some(readings) => Self::with_readings(settings, readings),
-            None => Self::without_gpus(settings),
+    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
+        match settings.nvml_library.as_deref() {
+            Some(none) if none.as_os_str().is_empty() => Self::without_gpus(settings),
+            library => {
+                let source = Library::new(library);
+                Self::with_source(settings, source).await
+            }
         }
     }
 
-    fn with_readings(settings: Settings, readings: Box<dyn Readings>) -> Result<Self, OpenError> {
-        let found = readings.gpus().map_err(OpenError::Read)?;
+    async fn with_source(settings: Settings, source: impl Source + 'static) -> Result<Self, OpenError> {
+        let reader = Reader::spawn(source, reader::PATIENCE).map_err(OpenError::Thread)?;
+        let found = match reader.ask_for(OPENING_PATIENCE, |readings| readings.gpus()).await {
+            Ok(found) => found,
+            Err(error) => match (settings.nvml_library.clone(), error) {
+                (Some(library), source) => return Err(OpenError::Library { path: library, source }),
+                (None, ReadError::Absent(error)) => {
+                    tracing::debug!(error, "no NVML on this machine");
+                    Vec::new()
+                }
+                // A driver that was updated under a running kernel, most often.
+                (None, error) if settings.slots.is_none() => return Self::of_unusable(settings, &error),
+                (None, error) => {
+                    tracing::warn!(%error, "NVML is installed and does not work; gpu.slots says how many jobs may run all the same");
+                    Vec::new()
+                }
+            },
+        };
         if found.is_empty() {
             return Self::without_gpus(settings);
         }
@@ -129,29 +177,52 @@ impl Inventory {
         }
         let gpus = select::selected(found, &settings.only)?;
         for gpu in &gpus {
-            tracing::info!(index = gpu.index, uuid = gpu.uuid, name = gpu.name, mig = gpu.mig_enabled, "found a GPU");
+            tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU");
         }
-        let slots = gpus.iter().map(|gpu| SlotGpu::Gpu { index: gpu.index, uuid: gpu.uuid.clone() }).collect();
-        let reader = Reader::spawn(readings, reader::PATIENCE).map_err(OpenError::Thread)?;
-        Ok(Self::assembled(settings, slots, gpus, Some(reader)))
+        let slots = gpus.iter().map(|gpu| SlotGpu::Gpu(Box::new(gpu.clone()))).collect();
+        Ok(Self::assembled(settings, slots, gpus, Some(reader), None))
     }
 
-    fn without_gpus(settings: Settings) -> Result<Self, OpenError> {
+    /// A machine with virtual slots.
+    pub(crate) fn without_gpus(settings: Settings) -> Result<Self, OpenError> {
         if !settings.only.is_empty() {
             return Err(OpenError::NoGpus { asked: settings.only.join(", ") });
         }
         let slots = (0..settings.slots.unwrap_or(1)).map(|index| SlotGpu::Virtual { index }).collect();
-        Ok(Self::assembled(settings, slots, Vec::new(), None))
+        Ok(Self::assembled(settings, slots, Vec::new(), None, None))
     }
 
-    fn assembled(settings: Settings, slots: Vec<SlotGpu>, gpus: Vec<Gpu>, reader: Option<Reader>) -> Self {
+    /// A machine whose GPUs cannot be counted: nothing that needs one starts.
+    fn of_unusable(settings: Settings, error: &ReadError) -> Result<Self, OpenError> {
+        let why = format!(
+            "NVML is installed here and does not work ({error}): when `nvidia-smi` works again, start the service anew; gpu.slots = 1 has jobs run without GPUs"
+        );
+        tracing::error!("{why}");
+        Ok(Self::assembled(settings, Vec::new(), Vec::new(), None, Some(why)))
+    }
+
+    fn assembled(
+        settings: Settings,
+        slots: Vec<SlotGpu>,
+        gpus: Vec<Gpu>,
+        reader: Option<Reader>,
+        unusable: Option<String>,
+    ) -> Self {
+        let (telemetry, faults) = Telemetry::new();
         Self(Arc::new(Inner {
             slots,
             gpus,
+            unusable,
             reader,
-            min_free_memory: settings.min_free_memory,
-            ignore: settings.ignore,
-            processes: Processes::of_jobs_in(settings.jobs_dir),
+            conditions: Conditions {
+                min_free_memory: settings.min_free_memory,
+                ignore: settings.ignore,
+                processes: Processes::of_jobs_in(settings.jobs_dir.clone()),
+            },
+            begin_anew: AtomicBool::new(false),
+            telemetry,
+            faults: Mutex::new(Some(faults)),
+            jobs_dir: settings.jobs_dir,
             last: Mutex::new(None),
         }))
     }
@@ -172,6 +243,18 @@ impl Inventory {
     #[must_use]
     pub fn gpus(&self) -> &[Gpu] {
         &self.0.gpus
+    }
+
+    /// Why there is no slot, when NVML is installed and does not work.
+    #[must_use]
+    pub fn unusable(&self) -> Option<&str> {
+        self.0.unusable.as_deref()
+    }
+
+    /// What sampling finds wrong with GPUs, as it finds it. Only once: whoever asks first gets it.
+    #[must_use]
+    pub fn faults(&self) -> Option<mpsc::Receiver<Vec<Fault>>> {
+        self.0.faults.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// These GPUs as plugins see them, read now: what Taxiway's own jobs hold counts as free. Unknown UUIDs, such as those of
@@ -212,56 +295,76 @@ impl Inventory {
         }
     }
 
-    /// Whether a job may start on these GPUs: no compute process is there but those in `ours` and their descendants (the
-    /// shims of running jobs), and enough memory is free. Reads NVML anew. Virtual slots are always free.
-    ///
-    /// # Errors
-    /// What is in the way, also when NVML does not say.
-    pub async fn check_free(&self, uuids: &[String], ours: &[i32]) -> Result<(), NotFree> {
-        let Some(reader) = &self.0.reader else { return Ok(()) };
-        if uuids.is_empty() {
-            return Ok(());
+    /// Looks whether a job may start on these GPUs, beside the launches in `ours`, which go on. Reads NVML anew, in a new session
+    /// with it when the last look met with trouble and `again` is set: that costs some time, and is what tells of a GPU that came
+    /// back.
+    pub async fn look(&self, uuids: &[String], ours: &[LaunchId], again: bool) -> Looked {
+        let Some(reader) = &self.0.reader else { return Looked::default() };
+        if again && self.0.begin_anew.swap(false, Ordering::Relaxed) {
+            reader.begin_anew();
         }
-        let (uuids, ours, inner) = (uuids.to_vec(), ours.to_vec(), self.0.clone());
-        reader.ask(move |readings| uuids.iter().try_for_each(|uuid| inner.free(readings, uuid, &ours))).await
+        let (inner, asked, ours) = (self.0.clone(), uuids.to_vec(), ours.to_vec());
+        let looked = reader.ask(move |readings| Ok::<_, ReadError>(inner.look(readings, &asked, &ours))).await;
+        looked.unwrap_or_else(|error| self.0.unread(uuids, &error))
     }
 }
 
 impl Inner {
-    fn index_of(&self, uuid: &str) -> Option<u32> {
-        self.gpus.iter().find(|gpu| gpu.uuid == uuid).map(|gpu| gpu.index)
+    fn gpu(&self, uuid: &str) -> Option<&Gpu> {
+        self.gpus.iter().find(|gpu| gpu.uuid == uuid)
+    }
+
+    /// The launch's own directory, in which its log is.
+    fn launch_dir(&self, job: JobId, launch: LaunchId) -> PathBuf {
+        let log = taxiway_launcher::log::path(&self.jobs_dir, job, launch);
+        log.parent().unwrap_or(&self.jobs_dir).to_owned()
     }
 
     fn view(&self, readings: &dyn Readings, gpu: Gpu) -> Result<GpuView, NotFree> {
-        let unreadable = |error| NotFree::unreadable(&gpu.uuid, Some(gpu.index), error);
-        let Memory { total, free } = readings.memory(&gpu.uuid).map_err(unreadable)?;
-        let processes = readings.compute_processes(&gpu.uuid).map_err(unreadable)?;
-        let ours: u64 = processes
-            .iter()
-            .filter(|process| self.processes.belongs_to_a_job(process.pid))
-            .filter_map(|p| p.bytes)
-            .sum();
-        Ok(view(gpu, free.saturating_add(ours).min(total)))
+        let Reading { memory, processes } =
+            Reading::of(readings, &gpu).map_err(|error| NotFree::unread(&gpu, error))?;
+        let of_jobs = processes.iter().filter(|process| self.conditions.processes.launch_of(process.pid).is_some());
+        let ours: u64 = of_jobs.filter_map(|process| process.bytes).sum();
+        Ok(view(gpu, memory.free.saturating_add(ours).min(memory.total)))
     }
 
-    fn free(&self, readings: &dyn Readings, uuid: &str, ours: &[i32]) -> Result<(), NotFree> {
-        let index = self.index_of(uuid);
-        let unreadable = |error| NotFree::unreadable(uuid, index, error);
-        for ComputeProcess { pid, bytes } in readings.compute_processes(uuid).map_err(unreadable)? {
-            if self.processes.descends_from(pid, ours) {
-                continue;
-            }
-            let program = process::program(pid);
-            if program.as_ref().is_some_and(|program| self.ignore.contains(program)) {
-                continue;
-            }
-            return Err(NotFree::InUse { uuid: uuid.to_owned(), index, pid, program, bytes });
+    fn look(&self, readings: &dyn Readings, uuids: &[String], ours: &[LaunchId]) -> Looked {
+        let mut looked = Looked { gpus: Vec::new(), faults: self.telemetry.note(self, readings.faults()) };
+        for gpu in uuids.iter().filter_map(|uuid| self.gpu(uuid)) {
+            let read = Reading::of(readings, gpu).and_then(|reading| {
+                // Where the account of the job that is about to start begins.
+                self.telemetry.energy(&gpu.uuid, readings.counters(&gpu.uuid)?.energy_millijoules);
+                Ok(reading)
+            });
+            let state = match read {
+                Ok(reading) => self.conditions.check(gpu, &reading, ours),
+                Err(error) => Err(NotFree::unread(gpu, error)),
+            };
+            looked.gpus.push(Look { uuid: gpu.uuid.clone(), state });
         }
-        let free = readings.memory(uuid).map_err(unreadable)?.free;
-        if free < self.min_free_memory {
-            return Err(NotFree::LowMemory { uuid: uuid.to_owned(), index, free, wanted: self.min_free_memory });
+        self.remember_trouble(&looked);
+        looked
+    }
+
+    /// A look that found nothing out.
+    fn unread(&self, uuids: &[String], error: &ReadError) -> Looked {
+        let unread = |gpu: &Gpu| Look { uuid: gpu.uuid.clone(), state: Err(NotFree::unread(gpu, error.clone())) };
+        let gpus = uuids.iter().filter_map(|uuid| self.gpu(uuid)).map(unread).collect();
+        let looked = Looked { gpus, faults: Vec::new() };
+        self.remember_trouble(&looked);
+        looked
+    }
+
+    fn remember_trouble(&self, looked: &Looked) {
+        let trouble = looked.gpus.iter().any(|look| match &look.state {
+            Err(NotFree::Gone { .. }) => true,
+            // One that does not answer would not answer to this either.
+            Err(NotFree::Unreadable { error, .. }) => *error != ReadError::NoAnswer,
+            _ => false,
+        });
+        if trouble {
+            self.begin_anew.store(true, Ordering::Relaxed);
         }
-        Ok(())
     }
 }
 
@@ -270,6 +373,7 @@ fn view(gpu: Gpu, memory_free: u64) -> GpuView {
         "driver_version": gpu.driver_version,
         "pci_bus_id": gpu.pci_bus_id,
         "mig_enabled": gpu.mig_enabled,
+        "instance": gpu.instance.as_ref().map(|(instance, _)| instance),
     });
     GpuView {
         index: gpu.index,
@@ -293,9 +397,6 @@ pub enum OpenError {
         /// What the loader or NVML says.
         source: ReadError,
     },
-    /// The GPUs could not be listed.
-    #[error("could not list the GPUs: {0}; `nvidia-smi` may say more")]
-    Read(ReadError),
     /// GPUs are named and the machine has none, or none that NVML can tell of.
     #[error(
         "gpu.use names {asked}, but NVML finds no GPU here; check `nvidia-smi -L`, or remove gpu.use to run without GPUs"

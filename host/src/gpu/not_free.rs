@@ -2,17 +2,15 @@
 
 use taxiway_job::Reason;
 
-use super::nvml::ReadError;
+use super::nvml::{Gpu, ReadError};
 
-/// Why nothing can be started on a GPU just now.
+/// Why nothing can be started on a GPU just now. The GPU is named as people call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotFree {
-    /// A process that is no job's computes there.
+    /// A process that is no running job's computes there.
     InUse {
         /// The GPU.
-        uuid: String,
-        /// NVML's index, where known.
-        index: Option<u32>,
+        gpu: String,
         /// The process.
         pid: i32,
         /// The file name of its program, where it can be seen.
@@ -20,12 +18,19 @@ pub enum NotFree {
         /// GPU memory it holds, in bytes, where NVML says.
         bytes: Option<u64>,
     },
+    /// NVML lists a process that has ended: the driver has not given its memory back yet.
+    NotReleased {
+        /// The GPU.
+        gpu: String,
+        /// The process that was.
+        pid: i32,
+        /// GPU memory that it held, in bytes, where NVML says.
+        bytes: Option<u64>,
+    },
     /// Less memory is free than `gpu.min_free_memory`.
     LowMemory {
         /// The GPU.
-        uuid: String,
-        /// NVML's index, where known.
-        index: Option<u32>,
+        gpu: String,
         /// Bytes free.
         free: u64,
         /// Bytes that must be.
@@ -34,26 +39,33 @@ pub enum NotFree {
     /// NVML does not know the GPU any more: it fell off the bus.
     Gone {
         /// The GPU.
-        uuid: String,
-        /// NVML's index at the start, where known.
-        index: Option<u32>,
+        gpu: String,
     },
     /// NVML did not say.
     Unreadable {
         /// The GPU, when the question got as far as one.
-        uuid: Option<String>,
-        /// NVML's index, where known.
-        index: Option<u32>,
+        gpu: Option<String>,
         /// What it said instead.
         error: ReadError,
     },
 }
 
 impl NotFree {
-    pub(super) fn unreadable(uuid: &str, index: Option<u32>, error: ReadError) -> Self {
+    pub(super) fn unread(gpu: &Gpu, error: ReadError) -> Self {
         match error {
-            ReadError::Gone => Self::Gone { uuid: uuid.to_owned(), index },
-            error => Self::Unreadable { uuid: Some(uuid.to_owned()), index, error },
+            ReadError::Gone => Self::Gone { gpu: gpu.to_string() },
+            error => Self::Unreadable { gpu: Some(gpu.to_string()), error },
+        }
+    }
+
+    /// Whether this is the same thing in the way, however much memory it holds by now.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::InUse { pid, .. }, Self::InUse { pid: others, .. })
+            | (Self::NotReleased { pid, .. }, Self::NotReleased { pid: others, .. }) => pid == others,
+            (Self::LowMemory { .. }, Self::LowMemory { .. }) => true,
+            (one, other) => one == other,
         }
     }
 
@@ -62,6 +74,7 @@ impl NotFree {
     pub fn reason(&self) -> Reason {
         let code = match self {
             Self::InUse { .. } => "gpu_in_use_by_others",
+            Self::NotReleased { .. } => "gpu_not_released",
             Self::LowMemory { .. } => "gpu_memory_low",
             Self::Gone { .. } => "gpus_unavailable",
             Self::Unreadable { .. } => "gpu_unreadable",
@@ -72,7 +85,7 @@ impl NotFree {
 
 impl From<ReadError> for NotFree {
     fn from(error: ReadError) -> Self {
-        Self::Unreadable { uuid: None, index: None, error }
+        Self::Unreadable { gpu: None, error }
     }
 }
 
@@ -81,33 +94,39 @@ impl std::error::Error for NotFree {}
 impl std::fmt::Display for NotFree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::InUse { uuid, index, pid, program, bytes } => {
+            Self::InUse { gpu, pid, program, bytes } => {
                 let program = program.as_deref().unwrap_or("a program that cannot be seen from here");
-                write!(f, "{} is in use by {program} (pid {pid}", name(Some(uuid), *index))?;
-                if let Some(bytes) = bytes {
-                    write!(f, ", {}", Gibibytes(*bytes))?;
-                }
-                f.write_str("), which is no job of Taxiway; gpu.ignore lists programs that may stay")
+                write!(
+                    f,
+                    "{gpu} is in use by {program} (pid {pid}{}), which is no job of Taxiway; gpu.ignore lists programs that may stay",
+                    Holding(*bytes)
+                )
             }
-            Self::LowMemory { uuid, index, free, wanted } => {
-                let (free, wanted) = (Gibibytes(*free), Gibibytes(*wanted));
-                write!(f, "{} has {free} free and gpu.min_free_memory asks for {wanted}", name(Some(uuid), *index))
+            Self::NotReleased { gpu, pid, bytes } => {
+                write!(
+                    f,
+                    "{gpu} is not given back yet: NVML still lists process {pid}, which has ended{}",
+                    Holding(*bytes)
+                )
             }
-            Self::Gone { uuid, index } => {
-                write!(f, "{} has gone: NVML does not know it any more", name(Some(uuid), *index))
+            Self::LowMemory { gpu, free, wanted } => {
+                write!(f, "{gpu} has {} free and gpu.min_free_memory asks for {}", Gibibytes(*free), Gibibytes(*wanted))
             }
-            Self::Unreadable { uuid, index, error } => {
-                write!(f, "NVML does not say whether {} is free: {error}", name(uuid.as_deref(), *index))
+            Self::Gone { gpu } => write!(f, "{gpu} has gone: NVML does not know it any more"),
+            Self::Unreadable { gpu, error } => {
+                let gpu = gpu.as_deref().unwrap_or("the GPU");
+                write!(f, "NVML does not say whether {gpu} is free: {error}")
             }
         }
     }
 }
 
-fn name(uuid: Option<&str>, index: Option<u32>) -> String {
-    match (uuid, index) {
-        (_, Some(index)) => format!("GPU {index}"),
-        (Some(uuid), None) => format!("GPU {uuid}"),
-        (None, None) => "the GPU".to_owned(),
+/// For sentences: `, 2.1 GiB`, or nothing.
+struct Holding(Option<u64>);
+
+impl std::fmt::Display for Holding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |bytes| write!(f, ", {bytes} bytes ({})", Gibibytes(bytes)))
     }
 }
 

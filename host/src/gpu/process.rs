@@ -5,6 +5,8 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use taxiway_job::LaunchId;
+
 /// The names that lead from one process to pid 1; longer chains than this are not made by people.
 const LONGEST_ANCESTRY: usize = 64;
 
@@ -22,19 +24,23 @@ impl Processes {
         Self { jobs_dir }
     }
 
-    /// Whether a process or one of its ancestors was started as a job of this service, by the `TAXIWAY_JOB_DIR` it was
-    /// started with. For counting only: a job can set it as it likes.
-    pub(super) fn belongs_to_a_job(&self, pid: i32) -> bool {
-        ancestry(pid).any(|pid| {
-            environment_variable(pid, "TAXIWAY_JOB_DIR")
-                .is_some_and(|dir| Path::new(&dir).parent() == Some(&self.jobs_dir))
+    /// The launch of this service's that a process belongs to, by the environment that it or an ancestor of it was started
+    /// with. A job can set that as it likes: whoever runs code in a job can do what the service can.
+    pub(super) fn launch_of(&self, pid: i32) -> Option<LaunchId> {
+        ancestry(pid).find_map(|pid| {
+            let environment = environment(pid)?;
+            let dir = value_in(&environment, "TAXIWAY_JOB_DIR")?;
+            if Path::new(OsStr::from_bytes(dir)).parent() != Some(&self.jobs_dir) {
+                return None;
+            }
+            std::str::from_utf8(value_in(&environment, "TAXIWAY_LAUNCH_ID")?).ok()?.parse().ok()
         })
     }
+}
 
-    /// Whether a process or one of its ancestors is one of these.
-    pub(super) fn descends_from(&self, pid: i32, ours: &[i32]) -> bool {
-        !ours.is_empty() && ancestry(pid).any(|pid| ours.contains(&pid))
-    }
+/// Whether there is such a process, ended or not. One of another machine's or container's numbering is not seen here.
+pub(super) fn exists(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// The file name of the program that a process runs; its own short name where that of another user cannot be seen.
@@ -62,11 +68,11 @@ fn parent_in(stat: &str) -> Option<i32> {
     after_name.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-fn environment_variable(pid: i32, name: &str) -> Option<std::ffi::OsString> {
+fn environment(pid: i32) -> Option<Vec<u8>> {
     let mut environment = Vec::new();
     let file = std::fs::File::open(format!("/proc/{pid}/environ")).ok()?;
     file.take(ENVIRONMENT_BYTES).read_to_end(&mut environment).ok()?;
-    value_in(&environment, name).map(|value| OsStr::from_bytes(value).to_owned())
+    Some(environment)
 }
 
 fn value_in<'a>(environment: &'a [u8], name: &str) -> Option<&'a [u8]> {
@@ -93,11 +99,13 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_known_by_its_ancestors_and_by_the_job_directory_it_was_started_with() {
+    fn a_process_is_known_by_the_launch_that_it_or_an_ancestor_was_started_with() {
+        let launch = LaunchId::random();
         // `sleep` is started by a shell whose environment names the job's directory, with none of its own.
         let mut shell = Command::new("/bin/sh")
             .args(["-c", "env -i sleep 60 & echo $!; read line; kill $!"])
             .env("TAXIWAY_JOB_DIR", "/srv/jobs/0193")
+            .env("TAXIWAY_LAUNCH_ID", launch.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -108,10 +116,9 @@ mod tests {
         let sleep: i32 = line.trim().parse().expect("a pid");
 
         let (here, elsewhere) = (Processes::of_jobs_in("/srv/jobs".into()), Processes::of_jobs_in("/srv".into()));
-        assert!(here.belongs_to_a_job(sleep));
-        assert!(!elsewhere.belongs_to_a_job(sleep));
-        assert!(here.descends_from(sleep, &[shell.id().cast_signed()]));
-        assert!(!here.descends_from(sleep, &[i32::MAX]));
+        assert_eq!(here.launch_of(sleep), Some(launch));
+        assert_eq!(elsewhere.launch_of(sleep), None);
+        assert!(exists(sleep) && !exists(i32::MAX));
         assert!(program(shell.id().cast_signed()).is_some());
 
         drop(shell.stdin.take());

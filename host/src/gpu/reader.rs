@@ -1,11 +1,11 @@
 //! The one thread that reads NVML.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::nvml::{ReadError, Readings};
+use super::nvml::{ReadError, Readings, Source};
 
 /// How long an answer may take. A healthy driver needs a millisecond, one that initialises a GPU (without persistence mode)
 /// up to two seconds.
@@ -14,23 +14,48 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Questions that may wait. More wait only when the driver hangs; then they are answered so at once.
 const WAITING_QUESTIONS: usize = 32;
 
-type Question = Box<dyn FnOnce(&dyn Readings) + Send>;
+type Question = Box<dyn FnOnce(Result<&dyn Readings, ReadError>) + Send>;
+
+enum Order {
+    Answer(Question),
+    /// End the session and begin another one.
+    BeginAnew,
+}
 
 /// Hands questions to the thread. The thread ends when this is dropped.
 pub(super) struct Reader {
-    questions: SyncSender<Question>,
+    orders: SyncSender<Order>,
     patience: Duration,
 }
 
 impl Reader {
-    pub(super) fn spawn(readings: Box<dyn Readings>, patience: Duration) -> std::io::Result<Self> {
-        let (questions, waiting): (_, Receiver<Question>) = sync_channel(WAITING_QUESTIONS);
+    pub(super) fn spawn(mut source: impl Source + 'static, patience: Duration) -> std::io::Result<Self> {
+        let (orders, waiting): (_, Receiver<Order>) = sync_channel(WAITING_QUESTIONS);
         std::thread::Builder::new().name("gpu-reader".into()).spawn(move || {
-            for question in waiting {
-                question(readings.as_ref());
+            let mut more = true;
+            while more {
+                more = false;
+                source.session(&mut |readings| {
+                    for order in &waiting {
+                        match order {
+                            Order::Answer(question) => question(readings.clone()),
+                            Order::BeginAnew => {
+                                more = true;
+                                return;
+                            }
+                        }
+                    }
+                });
             }
         })?;
-        Ok(Self { questions, patience })
+        Ok(Self { orders, patience })
+    }
+
+    /// Has the thread end its session with NVML and begin another one before the next question: only then NVML tells of GPUs
+    /// that came back. Left out when the thread is behind: it has no session that works then.
+    pub(super) fn begin_anew(&self) {
+        // An error means that it is behind, or has ended.
+        let _ = self.orders.try_send(Order::BeginAnew);
     }
 
     /// Has the thread answer a question.
@@ -42,22 +67,47 @@ impl Reader {
         T: Send + 'static,
         E: From<ReadError> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
-        let question: Question = Box::new(move |readings| {
-            // Whoever asked may have given up; then NVML need not be asked, and nobody takes the answer.
-            if !reply.is_closed() {
-                drop(reply.send(question(readings)));
-            }
-        });
-        self.questions.try_send(question).map_err(|refused| match refused {
-            std::sync::mpsc::TrySendError::Full(_) => ReadError::NoAnswer,
-            std::sync::mpsc::TrySendError::Disconnected(_) => ReadError::Stopped,
-        })?;
-        match tokio::time::timeout(self.patience, answer).await {
+        self.ask_for(self.patience, question).await
+    }
+
+    /// The same with another patience.
+    pub(super) async fn ask_for<T, E>(
+        &self,
+        patience: Duration,
+        question: impl FnOnce(&dyn Readings) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<ReadError> + Send + 'static,
+    {
+        let answer = self.send(question)?;
+        match tokio::time::timeout(patience, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(ReadError::Stopped.into()),
             Err(_) => Err(ReadError::NoAnswer.into()),
         }
+    }
+
+    fn send<T, E>(
+        &self,
+        question: impl FnOnce(&dyn Readings) -> Result<T, E> + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T, E>>, E>
+    where
+        T: Send + 'static,
+        E: From<ReadError> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let question: Question = Box::new(move |readings| {
+            // Whoever asked may have given up; then NVML need not be asked, and nobody takes the answer.
+            if !reply.is_closed() {
+                drop(reply.send(readings.map_err(E::from).and_then(question)));
+            }
+        });
+        self.orders.try_send(Order::Answer(question)).map_err(|refused| match refused {
+            TrySendError::Full(_) => ReadError::NoAnswer,
+            TrySendError::Disconnected(_) => ReadError::Stopped,
+        })?;
+        Ok(answer)
     }
 }
 
@@ -65,7 +115,8 @@ impl Reader {
 mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
-    use super::super::nvml::{ComputeProcess, Gpu, Memory};
+    use super::super::fault::Fault;
+    use super::super::nvml::{ComputeProcess, Counters, Gpu, Memory, Sensors};
     use super::*;
 
     /// A driver that says when it is asked and answers when it is let go.
@@ -89,6 +140,24 @@ mod tests {
             let _ = self.release.recv();
             Ok(Vec::new())
         }
+
+        fn counters(&self, _: &str) -> Result<Counters, ReadError> {
+            Ok(Counters::default())
+        }
+
+        fn sensors(&self, _: &str) -> Result<Sensors, ReadError> {
+            Ok(Sensors::default())
+        }
+
+        fn faults(&self) -> Vec<Fault> {
+            Vec::new()
+        }
+    }
+
+    impl Source for Hanging {
+        fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
+            serve(Ok(self));
+        }
     }
 
     #[tokio::test]
@@ -96,7 +165,7 @@ mod tests {
         let (asked, asks) = channel();
         let (release, wait) = channel();
         let patience = Duration::from_millis(20);
-        let mut reader = Reader::spawn(Box::new(Hanging { asked, release: wait }), patience).expect("a thread");
+        let mut reader = Reader::spawn(Hanging { asked, release: wait }, patience).expect("a thread");
         let ask = |readings: &dyn Readings| readings.compute_processes("GPU-0");
         assert_eq!(reader.ask(ask).await, Err(ReadError::NoAnswer));
         asks.recv().expect("the first question has reached it");
@@ -111,5 +180,31 @@ mod tests {
         }
         asks.recv().expect("the last question has reached it");
         assert!(asks.try_recv().is_err(), "those that were given up have not");
+    }
+
+    /// A driver that works in every second session.
+    struct Flickering(u32);
+
+    impl Source for Flickering {
+        fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
+            self.0 += 1;
+            let (asked, _) = channel();
+            let (_, release) = channel();
+            match self.0 % 2 {
+                0 => serve(Ok(&Hanging { asked, release })),
+                _ => serve(Err(ReadError::Absent("no driver".into()))),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_session_cannot_answer_the_next_one_may() {
+        let reader = Reader::spawn(Flickering(0), PATIENCE).expect("a thread");
+        let ask = |readings: &dyn Readings| readings.gpus();
+        assert_eq!(reader.ask(ask).await, Err(ReadError::Absent("no driver".into())));
+        reader.begin_anew();
+        assert_eq!(reader.ask(ask).await, Ok(Vec::new()));
+        reader.begin_anew();
+        assert!(reader.ask(ask).await.is_err());
     }
 }

@@ -12,8 +12,11 @@ pub(super) fn selected(found: Vec<Gpu>, only: &[String]) -> Result<Vec<Gpu>, Ope
     let mut chosen = vec![false; found.len()];
     for name in only {
         let fitting: Vec<usize> = (0..found.len()).filter(|at| fits(&found[*at], name)).collect();
-        match fitting[..] {
-            [at] => chosen[at] = true,
+        match &fitting[..] {
+            // One GPU, or all the instances of one.
+            [first, rest @ ..] if rest.iter().all(|at| found[*at].index == found[*first].index) => {
+                fitting.iter().for_each(|at| chosen[*at] = true);
+            }
             [] => tracing::warn!(name, gpus = listed(&found), "gpu.use names a GPU that this machine does not have"),
             _ => {
                 let several: Vec<Gpu> = fitting.into_iter().map(|at| found[at].clone()).collect();
@@ -27,14 +30,20 @@ pub(super) fn selected(found: Vec<Gpu>, only: &[String]) -> Result<Vec<Gpu>, Ope
     Ok(found.into_iter().zip(chosen).filter_map(|(gpu, chosen)| chosen.then_some(gpu)).collect())
 }
 
+/// A name is an index (`0`), for an instance also with its own (`0:1`), or the beginning of a UUID: the GPU's, or an instance's.
 fn fits(gpu: &Gpu, name: &str) -> bool {
-    match name.parse::<u32>() {
-        Ok(index) => gpu.index == index,
-        Err(_) => {
-            name.len() > "GPU-".len()
-                && gpu.uuid.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
-        }
+    if let Ok(index) = name.parse::<u32>() {
+        return gpu.index == index;
     }
+    if let Some((index, instance)) = name.split_once(':')
+        && let (Ok(index), Ok(instance)) = (index.parse::<u32>(), instance.parse::<u32>())
+    {
+        return gpu.index == index && gpu.instance.as_ref().is_some_and(|(own, _)| *own == instance);
+    }
+    let whole = gpu.instance.iter().map(|(_, whole)| whole);
+    std::iter::once(&gpu.uuid).chain(whole).any(|uuid| {
+        name.len() > "GPU-".len() && uuid.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+    })
 }
 
 fn listed(gpus: &[Gpu]) -> String {

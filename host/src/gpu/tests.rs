@@ -1,5 +1,6 @@
 use std::sync::{Arc, Mutex};
 
+use super::nvml::{ComputeProcess, Counters, Memory, Sensors};
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -9,6 +10,14 @@ struct FakeReadings {
     gpus: Vec<Gpu>,
     processes: Arc<Mutex<Vec<(String, ComputeProcess)>>>,
     lost: Arc<Mutex<bool>>,
+    counters: Arc<Mutex<Counters>>,
+    faults: Arc<Mutex<Vec<Fault>>>,
+}
+
+impl FakeReadings {
+    fn there<T>(&self, value: T) -> Result<T, ReadError> {
+        if *self.lost.lock().unwrap() { Err(ReadError::Gone) } else { Ok(value) }
+    }
 }
 
 impl Readings for FakeReadings {
@@ -17,25 +26,38 @@ impl Readings for FakeReadings {
     }
 
     fn memory(&self, uuid: &str) -> Result<Memory, ReadError> {
-        if *self.lost.lock().unwrap() {
-            return Err(ReadError::Gone);
-        }
         let used: u64 = self.compute_processes(uuid)?.iter().filter_map(|process| process.bytes).sum();
-        Ok(Memory { total: 80 * GIB, free: 80 * GIB - used })
+        self.there(Memory { total: 80 * GIB, free: 80 * GIB - used })
     }
 
     fn compute_processes(&self, uuid: &str) -> Result<Vec<ComputeProcess>, ReadError> {
-        if *self.lost.lock().unwrap() {
-            return Err(ReadError::Gone);
-        }
         let processes = self.processes.lock().unwrap();
-        Ok(processes.iter().filter(|(on, _)| on == uuid).map(|(_, process)| *process).collect())
+        self.there(processes.iter().filter(|(on, _)| on == uuid).map(|(_, process)| *process).collect())
+    }
+
+    fn counters(&self, _: &str) -> Result<Counters, ReadError> {
+        self.there(*self.counters.lock().unwrap())
+    }
+
+    fn sensors(&self, _: &str) -> Result<Sensors, ReadError> {
+        self.there(Sensors { power_watts: Some(250.0), temperature_celsius: Some(50) })
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        std::mem::take(&mut self.faults.lock().unwrap())
+    }
+}
+
+impl Source for FakeReadings {
+    fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
+        serve(Ok(self));
     }
 }
 
 fn gpu(index: u32, uuid: &str) -> Gpu {
     Gpu {
         index,
+        instance: None,
         uuid: uuid.into(),
         name: "Test GPU".into(),
         memory_total_bytes: 80 * GIB,
@@ -51,8 +73,13 @@ fn two_gpus() -> FakeReadings {
     FakeReadings { gpus: vec![gpu(0, "GPU-aaaa-1"), gpu(1, "GPU-aabb-2")], ..FakeReadings::default() }
 }
 
-fn inventory(settings: Settings, readings: &FakeReadings) -> Inventory {
-    Inventory::with_readings(settings, Box::new(readings.clone())).unwrap()
+async fn inventory(settings: Settings, readings: &FakeReadings) -> Inventory {
+    Inventory::with_source(settings, readings.clone()).await.unwrap()
+}
+
+/// What is in the way on each of these GPUs.
+async fn in_the_way(inventory: &Inventory, uuids: &[String], ours: &[LaunchId]) -> Vec<Option<NotFree>> {
+    inventory.look(uuids, ours, false).await.gpus.into_iter().map(|look| look.state.err()).collect()
 }
 
 fn uuids(inventory: &Inventory) -> Vec<String> {
@@ -66,22 +93,40 @@ fn settings(only: &[&str]) -> Settings {
 #[tokio::test]
 async fn a_machine_without_gpus_has_one_virtual_slot_unless_told_otherwise() {
     let none = Settings { nvml_library: Some(PathBuf::new()), ..Settings::default() };
-    let one = Inventory::open(none.clone()).unwrap();
+    let one = Inventory::open(none.clone()).await.unwrap();
     assert_eq!(one.slots(), [SlotGpu::Virtual { index: 0 }]);
-    assert_eq!(one.check_free(&[], &[]).await, Ok(()));
+    assert_eq!(one.look(&["GPU-0".into()], &[], false).await, Looked::default());
     assert!(one.views_at_submit().await.is_empty());
-    let three = Inventory::open(Settings { slots: Some(3), ..none }).unwrap();
+    let three = Inventory::open(Settings { slots: Some(3), ..none }).await.unwrap();
     assert_eq!(three.slot_count(), 3);
 }
 
-#[test]
-fn a_library_that_is_named_must_load() {
+#[tokio::test]
+async fn a_library_that_is_named_must_load() {
     let named = Settings { nvml_library: Some("/nonexistent/libnvidia-ml.so".into()), ..Settings::default() };
-    assert!(matches!(Inventory::open(named), Err(OpenError::Library { .. })));
+    assert!(matches!(Inventory::open(named).await, Err(OpenError::Library { .. })));
 }
 
-#[test]
-fn gpus_are_chosen_by_index_uuid_or_the_beginning_of_one() {
+/// NVML is installed, and its driver is another version's.
+struct Mismatched;
+
+impl Source for Mismatched {
+    fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
+        serve(Err(ReadError::Nvml("version mismatch".into())));
+    }
+}
+
+#[tokio::test]
+async fn gpus_that_cannot_be_counted_are_not_taken_for_none() {
+    let unusable = Inventory::with_source(Settings::default(), Mismatched).await.unwrap();
+    assert_eq!(unusable.slot_count(), 0);
+    assert!(unusable.unusable().is_some_and(|why| why.contains("version mismatch")));
+    let told = Settings { slots: Some(2), ..Settings::default() };
+    assert_eq!(Inventory::with_source(told, Mismatched).await.unwrap().slot_count(), 2);
+}
+
+#[tokio::test]
+async fn gpus_are_chosen_by_index_uuid_or_the_beginning_of_one() {
     let readings = two_gpus();
     for (only, chosen) in [
         (&[][..], &["GPU-aaaa-1", "GPU-aabb-2"][..]),
@@ -90,87 +135,147 @@ fn gpus_are_chosen_by_index_uuid_or_the_beginning_of_one() {
         (&["gpu-AAB", "7"], &["GPU-aabb-2"]),
         (&["1", "0", "1"], &["GPU-aaaa-1", "GPU-aabb-2"]),
     ] {
-        assert_eq!(uuids(&inventory(settings(only), &readings)), chosen, "{only:?}");
+        assert_eq!(uuids(&inventory(settings(only), &readings).await), chosen, "{only:?}");
     }
-    let refused = |only: &[&str]| {
-        Inventory::with_readings(settings(only), Box::new(two_gpus())).err().expect("refused").to_string()
+    let refused = async |only: &[&str]| {
+        Inventory::with_source(settings(only), two_gpus()).await.err().expect("refused").to_string()
     };
-    assert!(refused(&["7"]).contains("0 (GPU-aaaa-1), 1 (GPU-aabb-2)"));
-    assert!(refused(&["GPU-aa"]).contains("more than one"));
-    let no_gpus = Inventory::with_readings(settings(&["0"]), Box::new(FakeReadings::default()));
+    assert!(refused(&["7"]).await.contains("0 (GPU-aaaa-1), 1 (GPU-aabb-2)"));
+    assert!(refused(&["GPU-aa"]).await.contains("more than one"));
+    let no_gpus = Inventory::with_source(settings(&["0"]), FakeReadings::default()).await;
     assert!(matches!(no_gpus, Err(OpenError::NoGpus { .. })));
 }
 
 #[tokio::test]
-async fn a_stranger_on_the_gpu_is_named_and_a_job_or_an_ignored_program_is_not_in_the_way() {
+async fn instances_are_chosen_alone_or_with_their_whole_gpu() {
+    let instance = |at: u32, uuid: &str| Gpu { instance: Some((at, "GPU-cut-0".into())), ..gpu(0, uuid) };
+    let readings = FakeReadings {
+        gpus: vec![instance(0, "MIG-a"), instance(1, "MIG-b"), gpu(1, "GPU-aabb-2")],
+        ..FakeReadings::default()
+    };
+    for (only, chosen) in [
+        (&["0"][..], &["MIG-a", "MIG-b"][..]),
+        (&["0:1"], &["MIG-b"]),
+        (&["GPU-cut"], &["MIG-a", "MIG-b"]),
+        (&["MIG-b"], &["MIG-b"]),
+    ] {
+        assert_eq!(uuids(&inventory(settings(only), &readings).await), chosen, "{only:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_gpu_is_named_and_an_ignored_program_is_not_in_the_way() {
     let me = std::process::id().cast_signed();
     let program = process::program(me).expect("this test's own file");
     let readings = two_gpus();
     readings.processes.lock().unwrap().push(("GPU-aaaa-1".into(), ComputeProcess { pid: me, bytes: Some(3 * GIB) }));
-    let both = inventory(settings(&[]), &readings);
+    let both = inventory(settings(&[]), &readings).await;
 
-    let in_the_way = both.check_free(&uuids(&both), &[]).await.unwrap_err();
-    assert_eq!(
-        in_the_way,
-        NotFree::InUse {
-            uuid: "GPU-aaaa-1".into(),
-            index: Some(0),
-            pid: me,
-            program: Some(program.clone()),
-            bytes: Some(3 * GIB)
-        }
-    );
-    let reason = in_the_way.reason();
+    let found = in_the_way(&both, &uuids(&both), &[]).await;
+    let stranger =
+        NotFree::InUse { gpu: "GPU 0".into(), pid: me, program: Some(program.clone()), bytes: Some(3 * GIB) };
+    assert_eq!(found, [Some(stranger.clone()), None]);
+    let reason = stranger.reason();
     assert_eq!(reason.code, "gpu_in_use_by_others");
-    assert!(
-        reason.message.contains(&format!("GPU 0 is in use by {program} (pid {me}, 3.0 GiB)")),
-        "{}",
-        reason.message
-    );
+    let told = format!("GPU 0 is in use by {program} (pid {me}, 3221225472 bytes (3.0 GiB))");
+    assert!(reason.message.contains(&told), "{}", reason.message);
 
-    assert_eq!(both.check_free(&["GPU-aabb-2".into()], &[]).await, Ok(()), "the other GPU is free");
-    assert_eq!(both.check_free(&uuids(&both), &[me]).await, Ok(()), "it is a job of ours");
-    let ignoring = inventory(Settings { ignore: vec![program], ..settings(&[]) }, &readings);
-    assert_eq!(ignoring.check_free(&uuids(&ignoring), &[]).await, Ok(()));
+    let ignoring = inventory(Settings { ignore: vec![program], ..settings(&[]) }, &readings).await;
+    assert_eq!(in_the_way(&ignoring, &uuids(&ignoring), &[]).await, [None, None]);
+}
+
+#[tokio::test]
+async fn a_process_that_has_ended_and_is_still_listed_was_not_released() {
+    let readings = two_gpus();
+    readings.processes.lock().unwrap().push(("GPU-aaaa-1".into(), ComputeProcess { pid: i32::MAX, bytes: None }));
+    let both = inventory(settings(&[]), &readings).await;
+    let found = in_the_way(&both, &uuids(&both), &[]).await;
+    assert_eq!(found[0], Some(NotFree::NotReleased { gpu: "GPU 0".into(), pid: i32::MAX, bytes: None }));
 }
 
 #[tokio::test]
 async fn too_little_free_memory_is_told_with_both_numbers() {
     let readings = two_gpus();
-    let me = std::process::id().cast_signed();
-    readings.processes.lock().unwrap().push(("GPU-aaaa-1".into(), ComputeProcess { pid: me, bytes: Some(79 * GIB) }));
-    let inventory = inventory(Settings { min_free_memory: 4 * GIB, ..settings(&[]) }, &readings);
-    let reason = inventory.check_free(&uuids(&inventory), &[me]).await.unwrap_err().reason();
+    let mut job = a_job(LaunchId::random());
+    let hog = ComputeProcess { pid: job.id().cast_signed(), bytes: Some(79 * GIB) };
+    readings.processes.lock().unwrap().push(("GPU-aaaa-1".into(), hog));
+    let settings = Settings { min_free_memory: 4 * GIB, ignore: vec!["cat".into()], ..settings(&[]) };
+    let inventory = inventory(settings, &readings).await;
+    let found = in_the_way(&inventory, &uuids(&inventory), &[]).await;
+    let reason = found[0].as_ref().expect("too little is free").reason();
     assert_eq!(reason.code, "gpu_memory_low");
     assert!(reason.message.contains("1.0 GiB free and gpu.min_free_memory asks for 4.0 GiB"), "{}", reason.message);
+    end(&mut job);
 }
 
 #[tokio::test]
 async fn a_gpu_that_fell_off_the_bus_is_not_free() {
     let readings = two_gpus();
-    let inventory = inventory(settings(&[]), &readings);
+    let inventory = inventory(settings(&[]), &readings).await;
     *readings.lost.lock().unwrap() = true;
-    assert_eq!(inventory.check_free(&uuids(&inventory), &[]).await.unwrap_err().reason().code, "gpus_unavailable");
+    let found = in_the_way(&inventory, &uuids(&inventory), &[]).await;
+    assert_eq!(found[0].as_ref().expect("it is gone").reason().code, "gpus_unavailable");
     assert!(inventory.views(&uuids(&inventory)).await.is_err());
     assert_eq!(inventory.views_at_submit().await.len(), 2, "submissions go on");
+}
+
+/// A process of a job of this service, until [`end`].
+fn a_job(launch: LaunchId) -> std::process::Child {
+    std::process::Command::new("/bin/cat")
+        .env("TAXIWAY_JOB_DIR", "/srv/jobs/0193")
+        .env("TAXIWAY_LAUNCH_ID", launch.to_string())
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn end(job: &mut std::process::Child) {
+    drop(job.stdin.take());
+    job.wait().unwrap();
 }
 
 #[tokio::test]
 async fn memory_that_a_job_holds_counts_as_free_and_that_of_a_stranger_does_not() {
     let readings = two_gpus();
-    let mut job = std::process::Command::new("/bin/cat")
-        .env("TAXIWAY_JOB_DIR", "/srv/jobs/0193")
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let launch = LaunchId::random();
+    let mut job = a_job(launch);
     let me = std::process::id().cast_signed();
     readings.processes.lock().unwrap().extend([
         ("GPU-aaaa-1".into(), ComputeProcess { pid: job.id().cast_signed(), bytes: Some(10 * GIB) }),
         ("GPU-aabb-2".into(), ComputeProcess { pid: me, bytes: Some(20 * GIB) }),
     ]);
-    let inventory = inventory(Settings { jobs_dir: "/srv/jobs".into(), ..settings(&[]) }, &readings);
+    let inventory = inventory(Settings { jobs_dir: "/srv/jobs".into(), ..settings(&[]) }, &readings).await;
     let free: Vec<u64> = inventory.views_at_submit().await.iter().map(|view| view.memory_free / GIB).collect();
     assert_eq!(free, [80, 60]);
-    drop(job.stdin.take());
-    job.wait().unwrap();
+
+    let first = &uuids(&inventory)[..1];
+    assert_eq!(in_the_way(&inventory, first, &[launch]).await, [None], "its launch goes on");
+    let found = in_the_way(&inventory, first, &[LaunchId::random()]).await;
+    assert!(matches!(found[0], Some(NotFree::InUse { .. })), "its launch is over");
+    end(&mut job);
+}
+
+#[tokio::test]
+async fn what_a_launch_used_is_known_when_it_is_over_and_so_is_what_went_wrong() {
+    let place = tempfile::tempdir().unwrap();
+    let (job, launch) = (JobId::new(), LaunchId::random());
+    let readings = two_gpus();
+    *readings.counters.lock().unwrap() = Counters { utilization: Some(0.5), energy_millijoules: Some(1000) };
+    let inventory = inventory(Settings { jobs_dir: place.path().into(), ..settings(&[]) }, &readings).await;
+    std::fs::create_dir_all(inventory.0.launch_dir(job, launch)).unwrap();
+    let both = uuids(&inventory);
+    inventory.look(&both, &[], false).await;
+    inventory.hold(job, launch, &both, false);
+    *readings.counters.lock().unwrap() = Counters { utilization: Some(0.5), energy_millijoules: Some(4000) };
+    readings.faults.lock().unwrap().extend([
+        Fault { uuid: "GPU-aabb-2".into(), trouble: Trouble::Xid(31) },
+        Fault { uuid: "GPU-aabb-2".into(), trouble: Trouble::Xid(79) },
+    ]);
+    let Released { measured, .. } = inventory.release(launch, &both, &[]).await;
+    assert_eq!(measured.energy_joules, Some(6.0));
+    assert_eq!(measured.mean_gpu_utilization, Some(0.5));
+    assert_eq!(measured.peak_gpu_memory_bytes, None, "no process of it was ever listed");
+    assert_eq!(measured.faults, [Fault { uuid: "GPU-aabb-2".into(), trouble: Trouble::Xid(79) }]);
+    let series = inventory.series(job, launch).unwrap();
+    assert_eq!(series.iter().map(|(uuid, _)| uuid.as_str()).collect::<Vec<_>>(), ["GPU-aaaa-1", "GPU-aabb-2"]);
 }

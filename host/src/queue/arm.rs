@@ -1,8 +1,9 @@
 //! Arming: getting the next job in line ready while its slot is still taken.
 //!
-//! One launch a lane is on its way at a time: read and judged (`Planning`), its directory made (`Preparing`), its intent made
-//! durable (`Intending`), its shim started (`Spawning`), `Ready`. Disarming takes it back from any of these; it is over when the
-//! shim is gone and the store has forgotten the launch.
+//! One launch is on its way at a time for jobs with GPUs, and one for those without; more when jobs name GPUs that differ. It is
+//! read and judged (`Planning`), its directory made (`Preparing`), its intent made durable (`Intending`), its shim started
+//! (`Spawning`), `Ready`. Disarming takes it back from any of these; it is over when the shim is gone and the store has forgotten
+//! the launch.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use tokio::time::Instant;
 
 use super::handle::Mode;
 use super::owner::{ArmPause, Done, LaunchVerdict, Owner};
+use super::slots::SlotId;
+use crate::gpu::Looked;
 use crate::store::{Change, End, NextAttempt, StoreError};
 
 /// Arming is tried again after this long when it failed for a reason that is not the job's, and twice as long each time …
@@ -24,6 +27,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How old a verdict at launch may be when its job starts (DESIGN §4).
 const VERDICT_AGE: Duration = Duration::from_secs(10);
+
+/// Places in line that are looked through for jobs whose GPUs none before them waits for. Only a line that begins with jobs that
+/// name their GPUs is looked through at all; were a thousand of them at its front, those behind wait for one to start.
+const LOOKED_THROUGH: usize = 1000;
 
 /// A launch that was not told to start.
 pub(super) struct Armed {
@@ -37,6 +44,30 @@ pub(super) struct Armed {
     judged: Option<(Instant, Vec<String>)>,
     /// What they said, until it is stored with the intent.
     verdicts: Vec<Verdict>,
+    /// The slots that it could get when it was next.
+    slots: Vec<SlotId>,
+    /// Its slots are free and are being looked at.
+    being_looked_at: bool,
+}
+
+impl Armed {
+    /// Whether it is next for what a candidate is next for.
+    fn shares(&self, candidate: &Candidate) -> bool {
+        match (self.gpus, candidate.gpus) {
+            (0, 0) => true,
+            _ => self.slots.iter().any(|id| candidate.slots.contains(id)),
+        }
+    }
+}
+
+/// A job that may start as soon as its slots are free.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) job: JobId,
+    pub(super) gpus: u32,
+    /// The slots that it may get, free or not: those that its terms allow and no job before it waits for. None for a job without
+    /// GPUs.
+    pub(super) slots: Vec<SlotId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +96,16 @@ impl Owner {
     /// Starts what is ready and has a slot, and gets the next in line ready.
     pub(super) fn schedule(&mut self) {
         let runs = self.mode == Mode::Run && self.store.is_committing();
-        self.drop_what_lost_its_place(runs);
-        if runs {
-            // Each start makes room for the next in line to be armed, which is never ready in the same turn.
-            for lane in [Lane::Gpu, Lane::Cpu] {
-                self.start_ready(lane);
-                self.arm_next(lane);
+        loop {
+            let candidates = if runs { self.candidates() } else { Vec::new() };
+            self.drop_what_lost_its_place(&candidates);
+            // Each start makes room for the next in line, which is never ready in the same turn.
+            if !candidates.iter().any(|candidate| self.start_ready(candidate)) {
+                candidates.iter().for_each(|candidate| self.arm_next(candidate));
+                break;
             }
         }
+        self.plan_watch();
         if self.armed.is_empty() || self.mode == Mode::Run {
             self.then.mode_replies.append(&mut self.mode_replies);
         }
@@ -84,32 +117,54 @@ impl Owner {
         }
     }
 
-    /// The first job of a lane that could start.
-    pub(super) fn head(&self, lane: Lane) -> Option<JobId> {
-        self.jobs.head(match lane {
-            Lane::Gpu => Spot::Gpu,
-            Lane::Cpu => Spot::Cpu,
-        })
+    /// The jobs that are next: the first of those without GPUs, the first of those with, and every other whose GPUs none before
+    /// it waits for. One that is being changed is passed by: it may be on its way out of the line.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        if let Some(job) = self.jobs.head(Spot::Cpu) {
+            candidates.push(Candidate { job, gpus: 0, slots: Vec::new() });
+        }
+        let mut unclaimed = self.slots.allowed(None);
+        for place in self.jobs.line().spot(Spot::Gpu).take(LOOKED_THROUGH) {
+            let job = place.job();
+            let Some(entry) = self.jobs.get(job).filter(|entry| !entry.busy) else { continue };
+            let allowed = match entry.terms() {
+                Some(terms) if terms.choose_gpus() => self.slots.allowed(Some(terms)),
+                // Whatever there is: nobody comes after it.
+                _ => unclaimed.clone(),
+            };
+            let slots: Vec<SlotId> = allowed.iter().filter(|id| unclaimed.contains(id)).copied().collect();
+            if slots.len() >= entry.gpus() as usize {
+                candidates.push(Candidate { job, gpus: entry.gpus(), slots });
+            }
+            match entry.terms() {
+                Some(terms) if terms.choose_gpus() => unclaimed.retain(|id| !allowed.contains(id)),
+                _ => break,
+            }
+            if unclaimed.is_empty() {
+                break;
+            }
+        }
+        candidates
     }
 
-    fn drop_what_lost_its_place(&mut self, runs: bool) {
-        for lane in [Lane::Gpu, Lane::Cpu] {
-            let Some(job) = self.armed.iter().find(|armed| lane.has(armed.gpus)).map(|armed| armed.job) else {
-                continue;
-            };
-            if !runs || self.head(lane) != Some(job) {
-                self.disarm(job);
-            }
+    /// Takes back what is armed and not among the next any more.
+    fn drop_what_lost_its_place(&mut self, candidates: &[Candidate]) {
+        let lost = |armed: &&Armed| !armed.unwanted && !candidates.iter().any(|candidate| candidate.job == armed.job);
+        let lost: Vec<JobId> = self.armed.iter().filter(lost).map(|armed| armed.job).collect();
+        for job in lost {
+            self.disarm(job);
         }
     }
 
-    fn arm_next(&mut self, lane: Lane) {
+    fn arm_next(&mut self, candidate: &Candidate) {
+        let job = candidate.job;
         if self.arm_pause.as_ref().is_some_and(|pause| pause.until.is_some())
-            || self.armed.iter().any(|armed| lane.has(armed.gpus))
+            // What is being taken back keeps its slots' place until it is gone.
+            || self.armed.iter().any(|armed| armed.job == job || armed.unwanted && armed.shares(candidate))
         {
             return;
         }
-        let Some(job) = self.head(lane) else { return };
         if let Some(message) = self.disk_low() {
             return self.pause_arming("disk_low", message);
         }
@@ -124,9 +179,11 @@ impl Owner {
             unwanted: false,
             judged: None,
             verdicts: Vec::new(),
+            slots: candidate.slots.clone(),
+            being_looked_at: false,
         });
         let judges = self.hooks.judges_launch(entry.profile.as_deref());
-        let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus));
+        let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus, &candidate.slots));
         self.work.push(Box::pin(async move {
             let planned = match store.job(job).await {
                 Ok(Some(job)) => {
@@ -279,29 +336,64 @@ impl Owner {
         self.resume_operations(armed.job);
     }
 
-    /// Tells the ready launch of a lane to start, if its slots are free.
-    fn start_ready(&mut self, lane: Lane) {
+    /// Tells the ready launch of a candidate to start, if its slots are free: GPUs once they were looked at.
+    fn start_ready(&mut self, candidate: &Candidate) -> bool {
         let Some(at) = self.armed.iter().position(|armed| {
-            lane.has(armed.gpus) && armed.stage == Stage::Ready && !armed.unwanted && self.slots.are_free(armed.gpus)
+            armed.job == candidate.job && armed.stage == Stage::Ready && !armed.unwanted && !armed.being_looked_at
         }) else {
-            return;
+            return false;
         };
-        let (job, launch) = (self.armed[at].job, self.armed[at].launch);
-        let Some(taken) = self.slots.take(launch, self.armed[at].gpus) else { return };
+        let (job, launch) = (candidate.job, self.armed[at].launch);
+        let taken = if candidate.gpus == 0 {
+            if !self.slots.cpu_is_free() {
+                return false;
+            }
+            self.slots.take_cpu(launch)
+        } else {
+            let Some(chosen) = self.slots.choose(candidate.gpus, &candidate.slots) else { return false };
+            if !self.slots.are_found_free(&chosen) {
+                self.look_before_start(at, &chosen);
+                return false;
+            }
+            self.slots.take(launch, &chosen)
+        };
         let judged = self.armed[at].judged.as_ref();
         if judged.is_some_and(|(when, uuids)| when.elapsed() > VERDICT_AGE || *uuids != taken.uuids) {
             // Too old to rely on, or about other GPUs: judged again, from the beginning.
             self.slots.free(launch, taken.idle_since);
-            return self.disarm(job);
+            self.disarm(job);
+            return false;
         }
         match self.launcher.go(launch, &taken.uuids) {
             Ok(()) => {
                 self.armed.remove(at);
                 self.went(job, launch, taken);
+                true
             }
             // Its shim is gone, and its event follows.
-            Err(_) => self.slots.free(launch, taken.idle_since),
+            Err(_) => {
+                self.slots.free(launch, taken.idle_since);
+                false
+            }
         }
+    }
+
+    fn look_before_start(&mut self, at: usize, chosen: &[SlotId]) {
+        let armed = &mut self.armed[at];
+        armed.being_looked_at = true;
+        let launch = armed.launch;
+        let (gpus, uuids, ours) = (self.gpus.clone(), self.slots.uuids(chosen), self.others(None));
+        self.work.push(Box::pin(async move {
+            let looked = gpus.look(&uuids, &ours, false).await;
+            Done::LookedBeforeStart { launch, looked }
+        }));
+    }
+
+    pub(super) fn looked_before_start(&mut self, launch: LaunchId, looked: Looked) {
+        if let Some(armed) = self.armed_mut(launch) {
+            armed.being_looked_at = false;
+        }
+        self.take_look(looked);
     }
 
     pub(super) fn is_armed(&self, job: JobId) -> bool {
@@ -402,24 +494,6 @@ impl Owner {
 
     fn armed_mut(&mut self, launch: LaunchId) -> Option<&mut Armed> {
         self.armed.iter_mut().find(|armed| armed.launch == launch)
-    }
-}
-
-/// Jobs with GPUs and jobs without wait for different things.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
-    Gpu,
-    Cpu,
-}
-
-impl Lane {
-    /// The lane of a job that needs this many GPUs.
-    pub(super) fn of(gpus: u32) -> Self {
-        if gpus == 0 { Self::Cpu } else { Self::Gpu }
-    }
-
-    fn has(self, gpus: u32) -> bool {
-        Self::of(gpus) == self
     }
 }
 

@@ -49,9 +49,8 @@ impl Owner {
         self.submitting.remove(&id);
         match result {
             Ok(()) => {
-                let lacks_gpus = entry.gpus() as usize > self.slots.count();
                 self.jobs.enter(id, entry, Time::now());
-                self.jobs.set_unmet(id, Condition::GpusUnavailable, lacks_gpus);
+                self.check_gpus(id);
                 self.look_at_predecessors(vec![id], Asker::Operation(operation));
             }
             Err(error) => {
@@ -221,6 +220,7 @@ impl Owner {
         if let Some(entry) = self.jobs.get_mut(id) {
             entry.revision += 1;
         }
+        self.check_gpus(id);
         self.look_at_predecessors(vec![id], Asker::Operation(operation));
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use taxiway_job::{Job, JobId, Progress, Reason, State, Target, Time};
 use tokio::sync::{mpsc, oneshot};
 
+use super::gpus::SlotStanding;
 use crate::store::{BodyHash, NewKey, StoreError};
 
 /// Commands that may wait for the owner: enough for every connection to have one, and a bound all the same.
@@ -144,6 +145,8 @@ pub(super) enum Command {
     Standing { ids: Vec<JobId>, reply: oneshot::Sender<Vec<Standing>> },
     Summary { reply: oneshot::Sender<Summary> },
     Outlook { id: JobId, reply: oneshot::Sender<Option<Outlook>> },
+    Slots { reply: oneshot::Sender<Vec<SlotStanding>> },
+    Mend { uuid: String, by: String, reply: oneshot::Sender<Result<(), QueueError>> },
 }
 
 /// A verb on its way.
@@ -194,6 +197,9 @@ pub enum QueueError {
         /// GPUs there are.
         slots: usize,
     },
+    /// No GPU has this UUID.
+    #[error("the queue has no GPU {0}; `taxiway gpus` lists those it has")]
+    UnknownGpu(String),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -337,6 +343,23 @@ impl Queue {
         let asked = ids.len();
         let answer = self.ask(|reply| Command::Standing { ids, reply }).await;
         answer.unwrap_or_else(|_| vec![Standing::default(); asked])
+    }
+
+    /// How every slot stands.
+    ///
+    /// # Errors
+    /// When the service is stopping.
+    pub async fn slots(&self) -> Result<Vec<SlotStanding>, QueueError> {
+        self.ask(|reply| Command::Slots { reply }).await
+    }
+
+    /// A GPU in quarantine is mended: jobs may start there again.
+    ///
+    /// # Errors
+    /// When there is no such GPU, or the store refuses.
+    pub async fn mend(&self, uuid: &str, by: &str) -> Result<(), QueueError> {
+        let (uuid, by) = (uuid.to_owned(), by.to_owned());
+        self.ask(|reply| Command::Mend { uuid, by, reply }).await?
     }
 
     /// The queue in a few numbers.

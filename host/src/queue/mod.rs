@@ -13,6 +13,7 @@
 
 mod arm;
 mod change;
+mod gpus;
 mod handle;
 mod operate;
 mod owner;
@@ -26,6 +27,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use gpus::{Gpus, SlotStanding, SlotState};
 pub use handle::{Mode, Outlook, Queue, QueueError, Standing, Submission, Summary};
 pub use owner::{Hooks, LaunchVerdict, Options, start};
 pub use slots::SlotGpu;

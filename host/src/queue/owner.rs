@@ -17,10 +17,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::arm::Armed;
+use super::gpus::{Gpus, Watch};
 use super::handle::{
     Command, Mode, Operation, Queue, QueueError, Standing, Submission, Summary, Verb, WAITING_COMMANDS,
 };
 use super::slots::{SlotGpu, Slots, Taken};
+use crate::gpu::{Fault, Looked, Measured, Released};
 use crate::store::{Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
 
 /// What the queue needs of plugins.
@@ -66,8 +68,14 @@ pub struct Options {
     pub hooks: Arc<dyn Hooks>,
     /// Free bytes in the filesystem of `jobs_dir` below which nothing is armed.
     pub min_free_disk: u64,
-    /// The GPUs, or virtual slots.
-    pub gpus: Vec<SlotGpu>,
+    /// The slots: GPUs, or virtual ones.
+    pub slots: Vec<SlotGpu>,
+    /// Why there is none, when GPUs cannot be counted.
+    pub without_slots: Option<String>,
+    /// Who looks at GPUs.
+    pub gpus: Arc<dyn Gpus>,
+    /// What is found wrong with GPUs while launches hold them.
+    pub faults: mpsc::Receiver<Vec<Fault>>,
     /// How many jobs without GPUs may run at once.
     pub cpu_slots: usize,
     /// The mode to start in; none for the one it had last.
@@ -82,8 +90,22 @@ pub struct Options {
 /// When the store cannot be read.
 pub async fn start(options: Options) -> Result<Queue, StoreError> {
     let (commands, waiting) = mpsc::channel(WAITING_COMMANDS);
-    let Options { store, launcher, events, jobs_dir, min_free_disk, boot_id, hooks, gpus, cpu_slots, mode, drained } =
-        options;
+    let Options {
+        store,
+        launcher,
+        events,
+        jobs_dir,
+        min_free_disk,
+        boot_id,
+        hooks,
+        slots,
+        without_slots,
+        gpus,
+        faults,
+        cpu_slots,
+        mode,
+        drained,
+    } = options;
     let mut owner = Owner {
         boot_id,
         mode: Mode::Run,
@@ -92,7 +114,10 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         in_vain: Vec::new(),
         reranking: false,
         to_rerank: VecDeque::new(),
-        slots: Slots::new(gpus, cpu_slots),
+        slots: Slots::new(slots, cpu_slots),
+        without_slots,
+        watch: Watch::default(),
+        gpus,
         armed: Vec::new(),
         arm_pause: None,
         live: HashMap::new(),
@@ -111,7 +136,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         hooks,
     };
     owner.load(mode).await?;
-    tokio::spawn(owner.run(waiting, events));
+    tokio::spawn(owner.run(waiting, events, faults));
     Ok(Queue { commands })
 }
 
@@ -135,6 +160,11 @@ pub(super) struct Owner {
     /// Operations that wait to choose theirs.
     pub(super) to_rerank: VecDeque<Operation>,
     pub(super) slots: Slots,
+    /// Why there is none, when GPUs cannot be counted.
+    pub(super) without_slots: Option<String>,
+    /// When slots are looked at again that somebody waits for.
+    pub(super) watch: Watch,
+    pub(super) gpus: Arc<dyn Gpus>,
     /// The next in line of each lane, on its way to a shim that is ready.
     pub(super) armed: Vec<Armed>,
     /// Arming failed for a reason that is not the job's: when to try again, and why it failed.
@@ -180,6 +210,10 @@ pub(super) struct Live {
     pub(super) unkillable: Vec<i32>,
     /// Its end, known before the answer to a stop that is being written.
     pub(super) end: Option<super::run::Ending>,
+    /// It is over, and its GPUs were read or are being read.
+    pub(super) released: bool,
+    /// What it used of its GPUs, once they were read.
+    pub(super) measured: Option<Measured>,
 }
 
 /// Answers somebody, with whether the facts of the turn became durable.
@@ -241,6 +275,14 @@ pub(super) enum Done {
     Intended { launch: LaunchId, result: Result<(), StoreError> },
     /// A verdict at launch was stored.
     Refused { job: JobId, to: State, next: Option<NextAttempt>, result: Result<(), StoreError> },
+    /// The slots of a launch that is ready were looked at.
+    LookedBeforeStart { launch: LaunchId, looked: Looked },
+    /// Slots that somebody waits for were looked at.
+    LookedAgain { looked: Looked },
+    /// The GPUs of a launch that is over were read.
+    Released { launch: LaunchId, ending: super::run::Ending, released: Released, took: Duration },
+    /// The end of a quarantine was stored.
+    Mended { uuid: String, result: Result<(), StoreError>, reply: oneshot::Sender<Result<(), QueueError>> },
     /// Facts are durable, or were refused.
     Recorded { then: Then, result: Result<(), StoreError> },
 }
@@ -252,7 +294,12 @@ pub(super) enum Asker {
 }
 
 impl Owner {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut events: mpsc::Receiver<taxiway_launcher::Event>) {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<taxiway_launcher::Event>,
+        mut faults: mpsc::Receiver<Vec<Fault>>,
+    ) {
         let mut committing = self.store.committing();
         self.turn().await;
         loop {
@@ -265,6 +312,8 @@ impl Owner {
                 biased;
                 Some(event) = events.recv() => self.launcher_event(event),
                 Some(done) = self.work.next() => self.done(done),
+                Some(found) = faults.recv() => found.iter().for_each(|fault| self.fault(fault)),
+                () = until(self.watch.next) => self.look_again(),
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
                     // Every handle is gone: the service ends. What runs goes on under its shims.
@@ -283,6 +332,7 @@ impl Owner {
     async fn turn(&mut self) {
         self.give_up_in_vain();
         self.schedule();
+        self.slots.forget_found();
         let (changes, then) = (std::mem::take(&mut self.owed), std::mem::take(&mut self.then));
         if changes.is_empty() {
             return self.recorded(then, Ok(()));
@@ -332,9 +382,14 @@ impl Owner {
             Command::Operate(operation) => self.operate(operation),
             Command::SetMode { mode, by, reply } => self.set_mode(mode, by, reply),
             // An error in an answer means that the asker has gone away.
-            Command::Standing { ids, reply } => drop(reply.send(ids.into_iter().map(|id| self.standing(id)).collect())),
+            Command::Standing { ids, reply } => {
+                let candidates = self.candidates();
+                drop(reply.send(ids.into_iter().map(|id| self.standing_among(id, &candidates)).collect()));
+            }
             Command::Summary { reply } => drop(reply.send(self.summary())),
             Command::Outlook { id, reply } => drop(reply.send(self.outlook(id))),
+            Command::Slots { reply } => drop(reply.send(self.slot_standings())),
+            Command::Mend { uuid, by, reply } => self.mend(uuid, by, reply),
         }
     }
 
@@ -354,6 +409,10 @@ impl Owner {
             Done::Planned { launch, planned } => self.planned(launch, planned),
             Done::Intended { launch, result } => self.intended(launch, result),
             Done::Refused { job, to, next, result } => self.refused(job, to, next, result),
+            Done::LookedBeforeStart { launch, looked } => self.looked_before_start(launch, looked),
+            Done::LookedAgain { looked } => self.looked_again(looked),
+            Done::Released { launch, ending, released, took } => self.released(launch, ending, released, took),
+            Done::Mended { uuid, result, reply } => self.mended(&uuid, result, reply),
             Done::Recorded { then, result } => self.recorded(then, result),
         }
     }
@@ -361,7 +420,9 @@ impl Owner {
     fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>) {
         let Submission { jobs, body, key } = submission;
         let slots = self.slots.count();
-        if let Some(job) = jobs.iter().find(|job| job.spec.gpus as usize > slots) {
+        // Where GPUs cannot be counted, nobody knows what is too many.
+        let is_too_much = |job: &&Arc<Job>| job.spec.gpus as usize > slots && self.without_slots.is_none();
+        if let Some(job) = jobs.iter().find(is_too_much) {
             // An error means that the asker has gone away, here and below.
             let _ = reply.send(Err(QueueError::TooManyGpus { asked: job.spec.gpus, slots }));
             return;
@@ -397,6 +458,7 @@ impl Owner {
                 let now = Time::now();
                 for (id, entry) in entries {
                     self.jobs.enter(id, entry, now);
+                    self.check_gpus(id);
                 }
                 // Once all are in line: each stands where the others have left it.
                 self.look_at_predecessors(ids, Asker::Submission(reply));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use taxiway_job::{Condition, Entry, JobId, Jobs, LaunchId, State, Time};
+use taxiway_job::{Entry, JobId, Jobs, LaunchId, State, Time};
 use taxiway_launcher::{Started, StoredPhase, Unsettled};
 
 use super::handle::{Mode, Verb};
@@ -21,7 +21,6 @@ impl Owner {
         self.mode = mode.unwrap_or(stored);
         self.jobs = Jobs::new(self.store.highest_rank().await?);
         let now = Time::now();
-        let there = self.slots.count();
         for job in self.store.unended_jobs().await? {
             let mut entry = Entry::new(job.state, job.gpus, job.priority, job.rank, job.terms.map(Box::new));
             entry.attempt = job.attempt;
@@ -33,11 +32,10 @@ impl Owner {
             if job.retry_at.is_some() {
                 self.jobs.set_retry_at(job.id, job.retry_at, now);
             }
-            if job.gpus as usize > there {
-                // GPUs were lost since it was accepted.
-                self.jobs.set_unmet(job.id, Condition::GpusUnavailable, true);
-            }
         }
+        self.load_quarantine().await?;
+        // GPUs may have been lost since a job was accepted.
+        self.check_gpus_of_all();
         self.find_in_vain().await?;
         let mut unsettled = Vec::new();
         for attempt in self.store.unsettled_attempts().await? {
@@ -46,11 +44,12 @@ impl Owner {
             // Until it is settled its slot stays taken, and a job that may have been told to start takes no requests and is
             // not armed again.
             self.slots.reserve(attempt.launch, gpus, &attempt.gpu_uuids);
-            let taken = Taken { uuids: attempt.gpu_uuids, idle_since: None };
+            let taken = Taken { uuids: attempt.gpu_uuids, idle_since: None, gpu_read: None };
             if attempt.phase == Phase::Armed {
                 entry.busy = true;
                 self.recovering.insert(attempt.launch, attempt.job);
             } else {
+                self.gpus.hold(attempt.job, attempt.launch, &taken.uuids, true);
                 self.track(attempt.job, attempt.launch, taken);
             }
             let phase = match attempt.phase {
@@ -133,7 +132,7 @@ impl Owner {
         let Some(job) = self.recovering.remove(&launch) else { return };
         self.owed.push(Change::Go { job, launch, gpu_uuids: Vec::new(), at: Time::now() });
         self.set_state(job, State::Pending);
-        self.track(job, launch, Taken { uuids: Vec::new(), idle_since: None });
+        self.track(job, launch, Taken { uuids: Vec::new(), idle_since: None, gpu_read: None });
         self.resume_operations(job);
     }
 

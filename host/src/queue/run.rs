@@ -1,11 +1,15 @@
 //! From `go` to the end of an attempt.
 
+use std::time::{Duration, Instant};
+
 use taxiway_job::{Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progress, Reason, State, Time, Usage};
 use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 
-use super::owner::{Live, Owner};
+use super::gpus;
+use super::owner::{Done, Live, Owner};
 use super::samples::{self, Sampler};
 use super::slots::Taken;
+use crate::gpu::Released;
 use crate::store::{Change, End, NextAttempt};
 
 /// What is known of an attempt whose processes are all gone.
@@ -63,6 +67,7 @@ impl Owner {
     pub(super) fn went(&mut self, job: JobId, launch: LaunchId, taken: Taken) {
         self.owed.push(Change::Go { job, launch, gpu_uuids: taken.uuids.clone(), at: Time::now() });
         self.set_state(job, State::Pending);
+        self.gpus.hold(job, launch, &taken.uuids, false);
         self.track(job, launch, taken);
     }
 
@@ -80,6 +85,8 @@ impl Owner {
             unresponsive: None,
             unkillable: Vec::new(),
             end: None,
+            released: false,
+            measured: None,
         };
         self.live.insert(launch, live);
     }
@@ -89,7 +96,8 @@ impl Owner {
         live.unresponsive = None;
         live.started_at = Some(process.at.time());
         let job = live.job;
-        let handover = live.taken.idle_since.take().map(|idle_since| handover(idle_since, process));
+        let gpu_read = live.taken.gpu_read;
+        let handover = live.taken.idle_since.take().map(|idle_since| handover(idle_since, gpu_read, process));
         let (pid, start_time, at) = (process.pid, process.start_time, process.at.time());
         self.owed.push(Change::Running { job, launch, pid, start_time, at, handover });
         if self.jobs.get(job).is_some_and(|entry| entry.state() == State::Pending) {
@@ -115,12 +123,32 @@ impl Owner {
     fn over(&mut self, launch: LaunchId, ending: Ending) {
         self.recovered_as_told(launch);
         let Some(live) = self.live.get_mut(&launch) else { return };
+        if !live.taken.uuids.is_empty() && !std::mem::replace(&mut live.released, true) {
+            // Its GPUs are read once: for what it used of them, and for the next one's start.
+            let (gpus, uuids, ours) = (self.gpus.clone(), live.taken.uuids.clone(), self.others(Some(launch)));
+            return self.work.push(Box::pin(async move {
+                let begun = Instant::now();
+                let released = gpus.release(launch, &uuids, &ours).await;
+                Done::Released { launch, ending, released, took: begun.elapsed() }
+            }));
+        }
         if self.jobs.get(live.job).is_some_and(|entry| entry.busy) {
             // A stop of it is being written. Its answer says how the job ends.
             live.end = Some(ending);
             return;
         }
         self.finish(launch, ending);
+    }
+
+    /// The GPUs of a launch that is over were read.
+    pub(super) fn released(&mut self, launch: LaunchId, ending: Ending, released: Released, took: Duration) {
+        self.slots.were_read(launch, took);
+        if let Some(live) = self.live.get_mut(&launch) {
+            live.measured = Some(released.measured);
+        }
+        self.take_look(released.looked);
+        self.expect_release(launch);
+        self.over(launch, ending);
     }
 
     /// Goes on with an end that came while a request about the job was being written.
@@ -174,6 +202,9 @@ impl Owner {
                 ..Ended::default()
             },
         };
+        let measured = live.measured.as_ref();
+        ended.usage = gpus::usage(ended.usage, live.taken.uuids.len(), measured);
+        ended.failure = gpus::failure(ended.failure, measured, |uuid| self.slots.label_of(uuid));
         let waiting = !self.jobs.line().is_empty();
         self.slots.free(launch, ended.ended_at.filter(|_| waiting));
         if let Ending::Record(record) = &ending {
@@ -280,15 +311,16 @@ struct Ended {
     ended_at: Option<u64>,
 }
 
-/// The idle gap of a slot, split at the moment when the shim read `go`.
-fn handover(idle_since: u64, process: &Started) -> Handover {
+/// The idle gap of a slot, split at the moment when the shim read `go`. What reading the GPUs took before that stands apart.
+fn handover(idle_since: u64, gpu_read: Option<Duration>, process: &Started) -> Handover {
     let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
+    let (go, exec) = (process.go_at.monotonic_ns, process.at.monotonic_ns);
+    let read = gpu_read.map(|took| took.as_secs_f64());
     let mut parts = serde_json::Map::new();
-    for (name, from, to) in [
-        ("end_to_go", idle_since, process.go_at.monotonic_ns),
-        ("go_to_exec", process.go_at.monotonic_ns, process.at.monotonic_ns),
-    ] {
-        parts.insert(name.into(), seconds(from, to).into());
+    parts.insert("end_to_go".into(), (seconds(idle_since, go) - read.unwrap_or(0.0)).max(0.0).into());
+    if let Some(read) = read {
+        parts.insert("gpu_read".into(), read.into());
     }
-    Handover { gap_seconds: seconds(idle_since, process.at.monotonic_ns), parts }
+    parts.insert("go_to_exec".into(), seconds(go, exec).into());
+    Handover { gap_seconds: seconds(idle_since, exec), parts }
 }

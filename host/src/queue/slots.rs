@@ -1,14 +1,29 @@
 //! The slots: what a job holds while it runs.
 
-use taxiway_job::LaunchId;
+use std::time::Duration;
+
+use taxiway_job::{LaunchId, Terms};
+
+use crate::gpu::{Fault, NotFree, Trouble};
 
 /// One GPU that the queue may use, or the virtual slot of a machine without GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotGpu {
     /// The GPU's UUID; none for a virtual slot.
     pub uuid: Option<String>,
+    /// For an instance of a GPU (MIG), the GPU's UUID.
+    pub whole: Option<String>,
     /// What people call it: `GPU 0`, `slot 0`.
     pub label: String,
+    /// Its memory in all, in bytes; 0 for a virtual slot.
+    pub memory_total_bytes: u64,
+}
+
+impl SlotGpu {
+    /// Whether this is the GPU, or an instance of the GPU, with this UUID.
+    pub(super) fn is_part_of(&self, uuid: &str) -> bool {
+        self.uuid.as_deref() == Some(uuid) || self.whole.as_deref() == Some(uuid)
+    }
 }
 
 /// Which launch holds which slot. A slot is held by one launch at a time.
@@ -22,13 +37,25 @@ pub(super) struct Slots {
     cpu_slots: usize,
 }
 
+/// A slot, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SlotId(usize);
+
 #[derive(Debug)]
-struct Slot {
-    gpu: SlotGpu,
-    holder: Option<LaunchId>,
+pub(super) struct Slot {
+    pub(super) gpu: SlotGpu,
+    pub(super) holder: Option<LaunchId>,
     /// When the process of its last holder ended while others waited (CLOCK_MONOTONIC, nanoseconds): where the idle gap of
     /// the next one begins.
     idle_since: Option<u64>,
+    /// How long the reading of the GPU took by which that launch was over.
+    gpu_read: Option<Duration>,
+    /// What was in the way of a start when the GPU was last looked at.
+    pub(super) obstacle: Option<NotFree>,
+    /// It was found free in this turn: no further look is needed.
+    found_free: bool,
+    /// Nothing starts there until this is mended.
+    pub(super) quarantine: Option<Trouble>,
 }
 
 /// What a launch was given.
@@ -38,15 +65,26 @@ pub(super) struct Taken {
     pub(super) uuids: Vec<String>,
     /// The latest end of a process on these slots, where a hand-over began.
     pub(super) idle_since: Option<u64>,
+    /// How long reading its GPUs took within that hand-over.
+    pub(super) gpu_read: Option<Duration>,
 }
 
 impl Slots {
     pub(super) fn new(gpus: Vec<SlotGpu>, cpu_slots: usize) -> Self {
-        let gpu = gpus.into_iter().map(|gpu| Slot { gpu, holder: None, idle_since: None }).collect();
+        let slot = |gpu| Slot {
+            gpu,
+            holder: None,
+            idle_since: None,
+            gpu_read: None,
+            obstacle: None,
+            found_free: false,
+            quarantine: None,
+        };
+        let gpu = gpus.into_iter().map(slot).collect();
         Self { gpu, somewhere: Vec::new(), cpu: Vec::new(), cpu_slots: cpu_slots.max(1) }
     }
 
-    /// How many GPUs, or virtual slots, there are.
+    /// How many GPUs, or virtual slots, there are, whatever their state.
     pub(super) fn count(&self) -> usize {
         self.gpu.len()
     }
@@ -56,45 +94,133 @@ impl Slots {
         self.cpu_slots
     }
 
-    /// Whether a job that needs this many could start now.
-    pub(super) fn are_free(&self, gpus: u32) -> bool {
-        if gpus == 0 {
-            return self.cpu.len() < self.cpu_slots;
-        }
-        let free = self.gpu.iter().filter(|slot| slot.holder.is_none()).count();
-        let somewhere: usize = self.somewhere.iter().map(|(_, count)| count).sum();
-        // One virtual slot is as good as another; of GPUs, each may be one of theirs.
-        let unknown = if somewhere > 0 && !self.are_virtual() { free } else { somewhere };
-        free >= unknown + gpus as usize
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
+        self.gpu.iter().enumerate().map(|(at, slot)| (SlotId(at), slot))
+    }
+
+    pub(super) fn get(&self, id: SlotId) -> &Slot {
+        &self.gpu[id.0]
+    }
+
+    /// The GPU with this UUID.
+    pub(super) fn find_mut(&mut self, uuid: &str) -> Option<&mut Slot> {
+        self.gpu.iter_mut().find(|slot| slot.gpu.uuid.as_deref() == Some(uuid))
+    }
+
+    /// What people call the GPU with this UUID, or of which this is an instance.
+    pub(super) fn label_of(&self, uuid: &str) -> String {
+        let slot = self.gpu.iter().find(|slot| slot.gpu.uuid.as_deref() == Some(uuid));
+        slot.map_or_else(|| format!("GPU {uuid}"), |slot| slot.gpu.label.clone())
+    }
+
+    /// Those on which a job with these terms may run, free or not. One in quarantine is not there.
+    pub(super) fn allowed(&self, terms: Option<&Terms>) -> Vec<SlotId> {
+        let allowed = |slot: &Slot| {
+            slot.quarantine.is_none()
+                && terms.is_none_or(|terms| match &slot.gpu.uuid {
+                    Some(uuid) => terms.allow_gpu(uuid, slot.gpu.memory_total_bytes),
+                    None => !terms.choose_gpus(),
+                })
+        };
+        self.iter().filter(|(_, slot)| allowed(slot)).map(|(id, _)| id).collect()
+    }
+
+    /// Whether a job without GPUs could start now.
+    pub(super) fn cpu_is_free(&self) -> bool {
+        self.cpu.len() < self.cpu_slots
     }
 
     fn are_virtual(&self) -> bool {
         self.gpu.iter().all(|slot| slot.gpu.uuid.is_none())
     }
 
-    /// Gives a launch this many slots, the lowest first; none when too few are free.
-    pub(super) fn take(&mut self, launch: LaunchId, gpus: u32) -> Option<Taken> {
-        if !self.are_free(gpus) {
-            return None;
-        }
-        let mut taken = Taken { uuids: Vec::new(), idle_since: None };
-        if gpus == 0 {
-            self.cpu.push(launch);
-            return Some(taken);
-        }
-        for slot in self.gpu.iter_mut().filter(|slot| slot.holder.is_none()).take(gpus as usize) {
-            slot.holder = Some(launch);
-            taken.uuids.extend(slot.gpu.uuid.clone());
-            taken.idle_since = taken.idle_since.max(slot.idle_since.take());
-        }
-        Some(taken)
+    /// How many of these slots nobody holds.
+    pub(super) fn unheld(&self, among: &[SlotId]) -> usize {
+        let free = among.iter().filter(|id| self.get(**id).holder.is_none()).count();
+        let somewhere: usize = self.somewhere.iter().map(|(_, count)| count).sum();
+        // One virtual slot is as good as another; of GPUs, each may be one of theirs.
+        let unknown = if somewhere > 0 && !self.are_virtual() { free } else { somewhere };
+        free.saturating_sub(unknown)
     }
 
-    /// The GPUs that the next launch will get, as far as it can be told: those that are free, then those that are held, the
-    /// lowest first.
-    pub(super) fn likely(&self, gpus: u32) -> Vec<String> {
-        let (free, held): (Vec<&Slot>, Vec<&Slot>) = self.gpu.iter().partition(|slot| slot.holder.is_none());
-        free.into_iter().chain(held).take(gpus as usize).filter_map(|slot| slot.gpu.uuid.clone()).collect()
+    /// As many of these slots as a job needs, none of which is held or known not to be free; those that were found free in this
+    /// turn first, then the lowest. None when there are too few.
+    pub(super) fn choose(&self, gpus: u32, among: &[SlotId]) -> Option<Vec<SlotId>> {
+        let gpus = gpus as usize;
+        if self.unheld(among) < gpus {
+            return None;
+        }
+        let open = |id: &&SlotId| self.get(**id).holder.is_none() && self.get(**id).obstacle.is_none();
+        let mut open: Vec<SlotId> = among.iter().filter(open).copied().collect();
+        // Stable: the lowest of each kind first.
+        open.sort_by_key(|id| !self.get(*id).found_free);
+        open.truncate(gpus);
+        open.sort_unstable();
+        (open.len() == gpus).then_some(open)
+    }
+
+    /// Whether a job can be told to start there without another look. Virtual slots are what they are.
+    pub(super) fn are_found_free(&self, chosen: &[SlotId]) -> bool {
+        chosen.iter().map(|id| self.get(*id)).all(|slot| slot.found_free || slot.gpu.uuid.is_none())
+    }
+
+    /// What a look found of a GPU. True when something else is in the way than at the last one, or nothing any more.
+    pub(super) fn found(&mut self, uuid: &str, state: Result<(), NotFree>) -> bool {
+        let Some(slot) = self.find_mut(uuid) else { return false };
+        slot.found_free = state.is_ok();
+        let before = std::mem::replace(&mut slot.obstacle, state.err());
+        match (&before, &slot.obstacle) {
+            (Some(before), Some(now)) => !before.is_like(now),
+            (None, None) => false,
+            _ => true,
+        }
+    }
+
+    /// Whether anything is wrong with any slot, or in the way of a start there.
+    pub(super) fn have_trouble(&self) -> bool {
+        self.gpu.iter().any(|slot| slot.obstacle.is_some() || slot.quarantine.is_some())
+    }
+
+    /// Another turn begins: what was found free may have been taken since.
+    pub(super) fn forget_found(&mut self) {
+        for slot in &mut self.gpu {
+            slot.found_free = false;
+        }
+    }
+
+    /// The UUIDs of these slots.
+    pub(super) fn uuids(&self, ids: &[SlotId]) -> Vec<String> {
+        ids.iter().filter_map(|id| self.get(*id).gpu.uuid.clone()).collect()
+    }
+
+    /// Gives a launch these slots.
+    pub(super) fn take(&mut self, launch: LaunchId, chosen: &[SlotId]) -> Taken {
+        let mut taken = Taken { uuids: self.uuids(chosen), idle_since: None, gpu_read: None };
+        for id in chosen {
+            let slot = &mut self.gpu[id.0];
+            debug_assert!(slot.holder.is_none(), "{} is held", slot.gpu.label);
+            slot.holder = Some(launch);
+            taken.idle_since = taken.idle_since.max(slot.idle_since.take());
+            taken.gpu_read = taken.gpu_read.max(slot.gpu_read.take());
+        }
+        taken
+    }
+
+    /// Gives a launch a slot for jobs without GPUs.
+    pub(super) fn take_cpu(&mut self, launch: LaunchId) -> Taken {
+        self.cpu.push(launch);
+        Taken { uuids: Vec::new(), idle_since: None, gpu_read: None }
+    }
+
+    /// The GPUs that the next launch will get, as far as it can be told: of these, those that are free, then those that are not,
+    /// the lowest first.
+    pub(super) fn likely(&self, gpus: u32, among: &[SlotId]) -> Vec<String> {
+        let mut likely = among.to_vec();
+        likely.sort_by_key(|id| self.get(*id).holder.is_some() || self.get(*id).obstacle.is_some());
+        likely.truncate(gpus as usize);
+        likely.sort_unstable();
+        self.uuids(&likely)
     }
 
     /// Gives a launch of the previous service the slots it holds: those with its UUIDs, or virtual ones. A launch may have been
@@ -115,6 +241,13 @@ impl Slots {
         }
     }
 
+    /// Notes how long it took to read the GPUs of a launch that is over.
+    pub(super) fn were_read(&mut self, launch: LaunchId, took: Duration) {
+        for slot in self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)) {
+            slot.gpu_read = Some(took);
+        }
+    }
+
     /// Takes back what a launch holds. `ended_at` is when its process ended, if others wait for the slot.
     pub(super) fn free(&mut self, launch: LaunchId, ended_at: Option<u64>) {
         self.cpu.retain(|holder| *holder != launch);
@@ -125,10 +258,23 @@ impl Slots {
         }
     }
 
-    /// The slots that are held: their label and their holder.
-    pub(super) fn held(&self) -> impl Iterator<Item = (&str, LaunchId)> {
-        let placed = self.gpu.iter().filter_map(|slot| Some((slot.gpu.label.as_str(), slot.holder?)));
+    /// Who holds these slots: a slot's label and its holder.
+    pub(super) fn held<'a>(&'a self, among: &'a [SlotId]) -> impl Iterator<Item = (&'a str, LaunchId)> {
+        let placed =
+            among.iter().map(|id| self.get(*id)).filter_map(|slot| Some((slot.gpu.label.as_str(), slot.holder?)));
         placed.chain(self.somewhere.iter().map(|(launch, _)| ("a slot", *launch)))
+    }
+
+    /// Puts every slot that a fault concerns into quarantine. Returns those that were not.
+    pub(super) fn quarantine(&mut self, fault: &Fault) -> Vec<SlotId> {
+        let mut new = Vec::new();
+        for (at, slot) in self.gpu.iter_mut().enumerate() {
+            if slot.gpu.is_part_of(&fault.uuid) && slot.quarantine.is_none() {
+                slot.quarantine = Some(fault.trouble);
+                new.push(SlotId(at));
+            }
+        }
+        new
     }
 }
 
@@ -137,33 +283,89 @@ mod tests {
     use super::*;
 
     fn slots(count: usize) -> Slots {
-        let gpu = |n: usize| SlotGpu { uuid: Some(format!("GPU-{n}")), label: format!("GPU {n}") };
+        let gpu = |n: usize| SlotGpu {
+            uuid: Some(format!("GPU-{n}")),
+            whole: None,
+            label: format!("GPU {n}"),
+            memory_total_bytes: (n as u64 + 1) << 30,
+        };
         Slots::new((0..count).map(gpu).collect(), 2)
+    }
+
+    fn take(slots: &mut Slots, launch: LaunchId, gpus: u32) -> Option<Taken> {
+        let all = slots.allowed(None);
+        let chosen = slots.choose(gpus, &all)?;
+        Some(slots.take(launch, &chosen))
+    }
+
+    fn are_free(slots: &Slots, gpus: u32) -> bool {
+        slots.choose(gpus, &slots.allowed(None)).is_some()
+    }
+
+    fn in_use(gpu: &str) -> NotFree {
+        NotFree::InUse { gpu: gpu.into(), pid: 1, program: None, bytes: None }
     }
 
     #[test]
     fn a_slot_is_held_by_one_launch_at_a_time() {
         let mut slots = slots(3);
         let (a, b, c) = (LaunchId::random(), LaunchId::random(), LaunchId::random());
-        assert_eq!(slots.take(a, 2).expect("two are free").uuids, ["GPU-0", "GPU-1"]);
-        assert_eq!(slots.take(b, 2), None);
-        assert_eq!(slots.take(c, 1).expect("one is free").uuids, ["GPU-2"]);
+        assert_eq!(take(&mut slots, a, 2).expect("two are free").uuids, ["GPU-0", "GPU-1"]);
+        assert_eq!(take(&mut slots, b, 2), None);
+        assert_eq!(take(&mut slots, c, 1).expect("one is free").uuids, ["GPU-2"]);
         slots.free(a, Some(7));
-        let taken = slots.take(b, 2).expect("two are free again");
+        let taken = take(&mut slots, b, 2).expect("two are free again");
         assert_eq!((taken.uuids.len(), taken.idle_since), (2, Some(7)));
-        assert_eq!(slots.held().count(), 3);
+        assert_eq!(slots.held(&slots.allowed(None)).count(), 3);
     }
 
     #[test]
     fn jobs_without_gpus_never_wait_for_them() {
         let mut slots = slots(1);
-        assert!(slots.take(LaunchId::random(), 1).is_some());
+        assert!(take(&mut slots, LaunchId::random(), 1).is_some());
         let cpu = LaunchId::random();
-        assert!(slots.take(cpu, 0).is_some());
-        assert!(slots.take(LaunchId::random(), 0).is_some());
-        assert!(!slots.are_free(0));
+        slots.take_cpu(cpu);
+        assert!(slots.cpu_is_free());
+        slots.take_cpu(LaunchId::random());
+        assert!(!slots.cpu_is_free());
         slots.free(cpu, None);
-        assert!(slots.are_free(0));
+        assert!(slots.cpu_is_free());
+    }
+
+    #[test]
+    fn a_job_gets_only_gpus_that_its_terms_allow_and_that_are_not_in_use() {
+        let mut slots = slots(4);
+        let large = Terms { gpu_memory: Some(3 << 30), ..Terms::default() };
+        let allowed = slots.allowed(Some(&large));
+        assert_eq!(slots.uuids(&allowed), ["GPU-2", "GPU-3"]);
+        let named = Terms { gpu_uuids: vec!["GPU-1".into(), "GPU-3".into()], ..Terms::default() };
+        assert_eq!(slots.uuids(&slots.allowed(Some(&named))), ["GPU-1", "GPU-3"]);
+
+        assert!(slots.found("GPU-2", Err(in_use("GPU 2"))));
+        assert!(!slots.found("GPU-2", Err(in_use("GPU 2"))), "that is known");
+        assert_eq!(slots.choose(2, &allowed), None);
+        let chosen = slots.choose(1, &allowed).expect("one is free");
+        assert_eq!(slots.uuids(&chosen), ["GPU-3"]);
+        assert!(!slots.are_found_free(&chosen), "it was not looked at");
+        slots.found("GPU-3", Ok(()));
+        assert!(slots.are_found_free(&chosen));
+        slots.forget_found();
+        assert!(!slots.are_found_free(&chosen));
+    }
+
+    #[test]
+    fn a_fault_of_a_gpu_concerns_all_its_instances() {
+        let instance = |n: usize| SlotGpu {
+            uuid: Some(format!("MIG-{n}")),
+            whole: Some("GPU-0".into()),
+            label: format!("GPU 0 instance {n}"),
+            memory_total_bytes: 0,
+        };
+        let mut slots = Slots::new((0..2).map(instance).collect(), 1);
+        let fault = Fault { uuid: "GPU-0".into(), trouble: Trouble::Xid(79) };
+        assert_eq!(slots.quarantine(&fault).len(), 2);
+        assert_eq!(slots.quarantine(&fault).len(), 0, "that is known");
+        assert!(slots.allowed(None).is_empty());
     }
 
     #[test]
@@ -171,8 +373,8 @@ mod tests {
         let mut slots = slots(2);
         let adopted = LaunchId::random();
         slots.reserve(adopted, 2, &["GPU-1".into(), "GPU-gone".into()]);
-        assert_eq!(slots.take(LaunchId::random(), 1).expect("GPU 0 is free").uuids, ["GPU-0"]);
-        assert!(!slots.are_free(1));
+        assert_eq!(take(&mut slots, LaunchId::random(), 1).expect("GPU 0 is free").uuids, ["GPU-0"]);
+        assert!(!are_free(&slots, 1));
     }
 
     #[test]
@@ -181,26 +383,26 @@ mod tests {
         let (adopted, perhaps) = (LaunchId::random(), LaunchId::random());
         slots.reserve(adopted, 1, &["GPU-0".into()]);
         slots.reserve(perhaps, 1, &[]);
-        assert!(!slots.are_free(1));
+        assert!(!are_free(&slots, 1));
         slots.free(adopted, None);
-        assert!(!slots.are_free(1));
+        assert!(!are_free(&slots, 1));
         slots.free(perhaps, None);
-        assert!(slots.are_free(3));
+        assert!(are_free(&slots, 3));
     }
 
     #[test]
     fn a_virtual_slot_is_shared_only_by_launches_of_the_previous_service() {
-        let slot = |n: usize| SlotGpu { uuid: None, label: format!("slot {n}") };
+        let slot = |n: usize| SlotGpu { uuid: None, whole: None, label: format!("slot {n}"), memory_total_bytes: 0 };
         let mut slots = Slots::new((0..2).map(slot).collect(), 1);
         let [first, second, perhaps] = [(); 3].map(|()| LaunchId::random());
         for launch in [first, second, perhaps] {
             slots.reserve(launch, 1, &[]);
         }
         slots.free(first, None);
-        assert!(!slots.are_free(1));
+        assert!(!are_free(&slots, 1));
         slots.free(second, None);
-        assert!(slots.are_free(1) && !slots.are_free(2));
+        assert!(are_free(&slots, 1) && !are_free(&slots, 2));
         slots.free(perhaps, None);
-        assert!(slots.are_free(2));
+        assert!(are_free(&slots, 2));
     }
 }

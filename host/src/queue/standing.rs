@@ -2,7 +2,8 @@
 
 use taxiway_job::{Condition, Entry, JobId, Reason, Spot, Terms};
 
-use super::arm::Lane;
+use super::arm::Candidate;
+use super::gpus::SlotState;
 use super::handle::{Mode, Outlook, Standing};
 use super::owner::{Live, Owner};
 
@@ -14,6 +15,11 @@ const OUTLOOK: usize = 1000;
 
 impl Owner {
     pub(super) fn standing(&self, id: JobId) -> Standing {
+        self.standing_among(id, &self.candidates())
+    }
+
+    /// The same by those that are next.
+    pub(super) fn standing_among(&self, id: JobId, candidates: &[Candidate]) -> Standing {
         let Some(entry) = self.jobs.get(id) else { return Standing::default() };
         if entry.state().is_live() {
             let live = self.live.values().find(|live| live.job == id);
@@ -24,7 +30,11 @@ impl Owner {
             };
         }
         let Some(position) = self.jobs.position(id) else { return Standing::default() };
-        Standing { position: Some(position), reason: Some(self.reason(id, entry, position)), progress: None }
+        Standing {
+            position: Some(position),
+            reason: Some(self.reason(id, entry, position, candidates)),
+            progress: None,
+        }
     }
 
     /// What stands between a queued job and its start. None when it waits for more than other jobs and time: for a person, for
@@ -37,15 +47,14 @@ impl Owner {
         if !unmet.is_empty() || position > OUTLOOK {
             return None;
         }
-        let lane = Lane::of(entry.gpus());
         let needs = |gpus: u32| gpus.max(1) as usize;
-        let (slots, spot) = match lane {
-            Lane::Gpu => (self.slots.count(), Spot::Gpu),
-            Lane::Cpu => (self.slots.cpu_count(), Spot::Cpu),
+        let (slots, spot) = match entry.gpus() {
+            0 => (self.slots.cpu_count(), Spot::Cpu),
+            _ => (self.slots.count(), Spot::Gpu),
         };
         let place = entry.place(id);
         let sized = |id: JobId| Some((id, needs(self.jobs.get(id)?.gpus())));
-        let own_lane = |id: &JobId| self.jobs.get(*id).is_some_and(|entry| Lane::of(entry.gpus()) == lane);
+        let own_lane = |id: &JobId| self.jobs.get(*id).is_some_and(|other| (other.gpus() == 0) == (entry.gpus() == 0));
         let running = self.live.values().map(|live| live.job).filter(own_lane).filter_map(sized).collect();
         let before = self.jobs.line().spot(spot).take_while(|other| *other < place);
         let not_before = entry.terms().and_then(|terms| terms.not_before).max(self.jobs.retry_at(id));
@@ -58,7 +67,7 @@ impl Owner {
         })
     }
 
-    fn reason(&self, id: JobId, entry: &Entry, position: usize) -> Reason {
+    fn reason(&self, id: JobId, entry: &Entry, position: usize, candidates: &[Candidate]) -> Reason {
         if let Some(condition) = entry.unmet().first() {
             return Reason::new(condition.code(), self.sentence(id, entry, condition));
         }
@@ -77,32 +86,55 @@ impl Owner {
         if !self.store.is_committing() {
             return Reason::new("store_unavailable", "the database cannot be written just now, so nothing starts");
         }
-        if let Some(first) = self.head(Lane::of(entry.gpus()))
-            && self.jobs.get(first).is_some_and(|head| head.place(first) < entry.place(id))
-        {
-            return Reason::new("behind", format!("it is number {position} in line; job {first} is next"));
-        }
-        if !self.slots.are_free(entry.gpus()) {
-            if entry.gpus() == 0 {
-                return Reason::new("waiting_for_slot", "all slots for jobs without GPUs are taken");
-            }
-            let holders: Vec<String> = self
-                .slots
-                .held()
-                .map(|(label, launch)| match self.live.get(&launch) {
-                    Some(Live { job, unkillable, .. }) if !unkillable.is_empty() => {
-                        format!("{label} is in quarantine: job {job} has processes that survive SIGKILL")
-                    }
-                    Some(Live { job, .. }) => format!("{label} is held by job {job}"),
-                    None => format!("{label} is held by a launch of the previous service that is being settled"),
-                })
-                .collect();
-            return Reason::new("waiting_for_gpu", holders.join("; "));
+        let Some(candidate) = candidates.iter().find(|candidate| candidate.job == id) else {
+            let is_before = |other: &&Candidate| {
+                let same_lane = (other.gpus == 0) == (entry.gpus() == 0);
+                let before = |first: &Entry| first.place(other.job) < entry.place(id);
+                same_lane && self.jobs.get(other.job).is_some_and(before)
+            };
+            return match candidates.iter().find(is_before) {
+                Some(first) => {
+                    let first = first.job;
+                    Reason::new("behind", format!("it is number {position} in line; job {first} is next"))
+                }
+                // It is being changed.
+                None => Reason::new("starting", "it is about to start"),
+            };
+        };
+        if let Some(reason) = self.slots_taken(candidate) {
+            return reason;
         }
         if let Some(pause) = &self.arm_pause {
             return pause.reason.clone();
         }
         Reason::new("starting", "it is about to start")
+    }
+
+    /// Why the slots of a job that is next are not to be had.
+    fn slots_taken(&self, candidate: &Candidate) -> Option<Reason> {
+        let among = &candidate.slots;
+        if candidate.gpus == 0 {
+            let message = "all slots for jobs without GPUs are taken";
+            return (!self.slots.cpu_is_free()).then(|| Reason::new("waiting_for_slot", message));
+        }
+        if self.slots.choose(candidate.gpus, among).is_some() {
+            return None;
+        }
+        if self.slots.unheld(among) >= candidate.gpus as usize {
+            // They are free but for this.
+            let slots = among.iter().map(|id| self.slots.get(*id)).filter(|slot| slot.holder.is_none());
+            if let Some(obstacle) = slots.filter_map(|slot| slot.obstacle.as_ref()).next() {
+                return Some(obstacle.reason());
+            }
+        }
+        let held = self.slots.held(among).map(|(label, launch)| match self.live.get(&launch) {
+            Some(Live { job, unkillable, .. }) if !unkillable.is_empty() => {
+                format!("{label} is in quarantine: job {job} has processes that survive SIGKILL")
+            }
+            Some(Live { job, .. }) => format!("{label} is held by job {job}"),
+            None => format!("{label} is held by a launch of the previous service that is being settled"),
+        });
+        Some(Reason::new("waiting_for_gpu", held.collect::<Vec<_>>().join("; ")))
     }
 
     /// Why a condition of a queued job is not met.
@@ -143,10 +175,22 @@ impl Owner {
                 }
             }
             Condition::ArrayLimit => "as many jobs of its array run as may at a time".into(),
-            Condition::GpusUnavailable => {
-                format!("it needs {} GPUs and {} are left that the queue may use", entry.gpus(), self.slots.count())
-            }
+            Condition::GpusUnavailable => self.why_too_few(entry),
         }
+    }
+
+    /// Which GPUs are missing to a job.
+    fn why_too_few(&self, entry: &Entry) -> String {
+        if let Some(why) = &self.without_slots {
+            return why.clone();
+        }
+        let left = self.slots.allowed(entry.terms()).len();
+        let mut sentence = format!("it needs {} GPUs and {left} are left that it may use", entry.gpus());
+        let lost = self.slot_standings().into_iter().filter(|slot| slot.state == SlotState::Quarantined);
+        for reason in lost.filter_map(|slot| slot.reason) {
+            sentence.push_str(&format!("; {}", reason.message));
+        }
+        sentence
     }
 }
 

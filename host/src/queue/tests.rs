@@ -15,13 +15,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Map;
 use taxiway_job::{
-    ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, ProcessSpec, Reason, State, Time, Verdict,
+    ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, LaunchId, ProcessSpec, Reason, State, Time, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::machine::{Machine, Step};
-use super::{Hooks, LaunchVerdict, Options, Queue, SlotGpu};
+use super::{Gpus, Hooks, LaunchVerdict, Options, Queue, SlotGpu};
+use crate::gpu::{Look, Looked, Measured, Released};
 use crate::store::{BodyHash, DeliveryId, NewDelivery, Store, StoreError};
 
 /// A service over a machine: what a restart replaces.
@@ -46,7 +47,10 @@ impl Service {
             jobs_dir: directory.join("jobs"),
             min_free_disk: 0,
             hooks: Arc::new(Plugins),
-            gpus: slots,
+            slots,
+            without_slots: None,
+            gpus: Arc::new(FreeGpus),
+            faults: mpsc::channel(1).1,
             cpu_slots: 1,
             mode: None,
             drained: drained.clone(),
@@ -101,6 +105,25 @@ impl Service {
     }
 }
 
+/// GPUs that nobody else uses.
+struct FreeGpus;
+
+#[async_trait]
+impl Gpus for FreeGpus {
+    async fn look(&self, uuids: &[String], _: &[LaunchId], _: bool) -> Looked {
+        let gpus = uuids.iter().map(|uuid| Look { uuid: uuid.clone(), state: Ok(()) }).collect();
+        Looked { gpus, faults: Vec::new() }
+    }
+
+    fn hold(&self, _: JobId, _: LaunchId, _: &[String], _: bool) {}
+
+    async fn release(&self, launch: LaunchId, uuids: &[String], ours: &[LaunchId]) -> Released {
+        let others = self.look(uuids, ours, false).await;
+        assert!(!ours.contains(&launch), "it is over");
+        Released { looked: others, measured: Measured::default() }
+    }
+}
+
 /// A completion hook that hears of every end, and a plugin that judges jobs of the profile `judged` by their name.
 struct Plugins;
 
@@ -129,11 +152,18 @@ impl Hooks for Plugins {
 }
 
 fn gpus(count: usize) -> Vec<SlotGpu> {
-    (0..count).map(|n| SlotGpu { uuid: Some(format!("GPU-{n}")), label: format!("GPU {n}") }).collect()
+    (0..count)
+        .map(|n| SlotGpu {
+            uuid: Some(format!("GPU-{n}")),
+            whole: None,
+            label: format!("GPU {n}"),
+            memory_total_bytes: 80 << 30,
+        })
+        .collect()
 }
 
 fn virtual_slots(count: usize) -> Vec<SlotGpu> {
-    (0..count).map(|n| SlotGpu { uuid: None, label: format!("slot {n}") }).collect()
+    (0..count).map(|n| SlotGpu { uuid: None, whole: None, label: format!("slot {n}"), memory_total_bytes: 0 }).collect()
 }
 
 fn job(gpus: u32, priority: i16) -> Job {

@@ -169,6 +169,39 @@ pub enum Change {
         /// Who.
         by: String,
     },
+    /// A GPU is kept from jobs until it is mended.
+    Quarantine {
+        /// Which.
+        uuid: String,
+        /// What is wrong with it.
+        trouble: crate::gpu::Trouble,
+        /// This boot of the machine.
+        boot_id: String,
+        /// The same for people.
+        reason: Reason,
+        /// When.
+        at: Time,
+    },
+    /// A GPU in quarantine may be used again.
+    Mended {
+        /// Which.
+        uuid: String,
+        /// When.
+        at: Time,
+        /// Who says so; none: NVML does.
+        by: Option<String>,
+    },
+    /// Something about a GPU that subscribers want to hear of.
+    GpuNews {
+        /// Which.
+        uuid: String,
+        /// `gpu.blocked`, `gpu.unblocked`, `gpu.not_released`
+        kind: &'static str,
+        /// Why.
+        reason: Option<Reason>,
+        /// When.
+        at: Time,
+    },
     /// A completion hook took its delivery.
     Delivered {
         /// Which.

@@ -525,6 +525,20 @@ impl Store {
         .await
     }
 
+    /// Every GPU in quarantine: its UUID, what is wrong with it, and the boot of the machine in which that was found.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn quarantined_gpus(&self) -> Result<Vec<(String, crate::gpu::Trouble, String)>, StoreError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached("SELECT uuid, trouble, boot_id FROM gpu_quarantine ORDER BY uuid")?;
+            let gpus = statement
+                .query_map([], |row| Ok((row.get("uuid")?, required(row, "trouble")?, row.get("boot_id")?)))?;
+            Ok(gpus.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     /// Events with a higher id than this one, in order.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use taxiway_job::{Job, JobId, Shift, State, Time};
+use taxiway_job::{Job, JobId, Reason, Shift, State, Time};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::counters::Counters;
@@ -354,6 +354,22 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             event(db, told, *at, &format!("queue.{mode}"), None, Map::new())?;
             audit(db, *at, by, &format!("queue {mode}"), None)
         }
+        Change::Quarantine { uuid, trouble, boot_id, reason, at } => {
+            db.prepare_cached(
+                "INSERT INTO gpu_quarantine (uuid, trouble, boot_id, at) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (uuid) DO UPDATE SET trouble = ?2, boot_id = ?3, at = ?4",
+            )?
+            .execute(params![uuid, json_text(&Some(trouble))?, boot_id, at.as_millis()])?;
+            gpu_event(db, told, *at, "gpu.quarantined", uuid, Some(reason))
+        }
+        Change::Mended { uuid, at, by } => {
+            db.prepare_cached("DELETE FROM gpu_quarantine WHERE uuid = ?1")?.execute(params![uuid])?;
+            if let Some(by) = by {
+                audit(db, *at, by, &format!("gpu release {uuid}"), None)?;
+            }
+            gpu_event(db, told, *at, "gpu.returned", uuid, None)
+        }
+        Change::GpuNews { uuid, kind, reason, at } => gpu_event(db, told, *at, kind, uuid, reason.as_ref()),
         Change::Delivered { delivery, at } => {
             db.prepare_cached("UPDATE deliveries SET status = 'delivered', tries = tries + 1, finished_at = ?2, last_error = NULL WHERE id = ?1")?
                 .execute(params![delivery.0.as_bytes(), at.as_millis()])?;
@@ -575,6 +591,20 @@ pub(super) fn event(
     told.ended |= matches!(kind, "job.completed" | "job.failed" | "job.cancelled");
     told.events.push(Event { id, at, kind: kind.to_owned(), job, data });
     Ok(())
+}
+
+fn gpu_event(
+    db: &Connection,
+    told: &mut Told,
+    at: Time,
+    kind: &str,
+    uuid: &str,
+    reason: Option<&Reason>,
+) -> Result<(), StoreError> {
+    let mut data = Map::new();
+    data.insert("uuid".into(), uuid.into());
+    data.insert("reason".into(), serde_json::to_value(reason).map_err(unwritable)?);
+    event(db, told, at, kind, None, data)
 }
 
 fn delivery_event(

@@ -12,6 +12,8 @@ mod demo;
 mod edit;
 mod failures;
 mod follow;
+mod gpus;
+mod gpus_mixed;
 mod history;
 mod hostile;
 mod idempotency;

@@ -7,6 +7,7 @@ mod ended;
 mod events;
 mod execute;
 mod explain;
+mod gpus;
 mod history;
 mod jobs;
 mod log;
@@ -103,6 +104,9 @@ pub(super) static ROUTES: &[Route] = &[
     route!(post "/api/v1/queue/pause", OPERATE, queue::pause, [] -> Some("Queue"), "Start nothing more; what runs goes on"),
     route!(post "/api/v1/queue/resume", OPERATE, queue::resume, [] -> Some("Queue"), "Start jobs again"),
     route!(post "/api/v1/queue/drain", OPERATE, queue::drain, [] -> Some("Queue"), "Start nothing more, and end the service when nothing runs any more"),
+    route!(get "/api/v1/gpus", READ, gpus::list, [] -> Some("Page"), "The GPUs, who holds each, and how they are"),
+    route!(get "/api/v1/gpus/{uuid}/metrics", READ, gpus::metrics, [] -> Some("GpuSeries"), "The latest samples of a GPU, taken while jobs held it"),
+    route!(post "/api/v1/gpus/{uuid}/release", OPERATE, gpus::release, [] -> Some("Gpu"), "A GPU in quarantine is mended: jobs may have it again"),
     route!(get "/api/v1/plugins", READ, plugins::list, [] -> Some("Page"), "The plugins and how they stand"),
     route!(get "/api/v1/events", READ, events::events, ["job_id"] -> None, "Every change as it happens (server-sent events)"),
     route!(get "/api/v1/handovers", READ, history::handovers, ["limit"] -> Some("Page"), "The last hand-overs, with their parts"),

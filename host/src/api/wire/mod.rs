@@ -4,6 +4,7 @@
 //! same types own what they hold.
 
 mod event;
+mod gpu;
 mod history;
 mod job;
 mod list;
@@ -15,6 +16,7 @@ pub mod training;
 
 pub use crate::retention::Removed;
 pub use event::{Event, Heard};
+pub use gpu::{Gpu, GpuProcess, GpuSeries};
 pub use history::{Attempt, AuditItem, DeliveryItem, HandoverItem};
 #[cfg(test)]
 pub(crate) use job::tests as job_tests;

@@ -38,3 +38,11 @@ CREATE TABLE samples (
 -- The last hand-overs, and the last deliveries.
 CREATE INDEX attempts_handover ON attempts (started_at) WHERE handover IS NOT NULL;
 CREATE INDEX deliveries_made ON deliveries (created_at, id);
+
+-- GPUs that are kept from jobs: what is wrong with each (`Trouble`), and the boot of the machine in which it was found.
+CREATE TABLE gpu_quarantine (
+    uuid    TEXT    PRIMARY KEY,
+    trouble TEXT    NOT NULL,
+    boot_id TEXT    NOT NULL,
+    at      INTEGER NOT NULL
+) WITHOUT ROWID;
