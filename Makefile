@@ -55,7 +55,8 @@ test: setup ## run every test
 
 bench: build bench-plugins ## measure hand-over, submission and plugins beside their floors
 	@$(call need,wrk,wrk)
-	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --json $(TARGET_DIR)/bench.json
+	cargo build --release --locked --package taxiway-fake-nvml
+	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --nvml $(TARGET_DIR)/release/libtaxiway_fake_nvml.so --json $(TARGET_DIR)/bench.json
 
 bench-plugins: setup ## measure what plugins cost, and what hostile ones do to others
 	cargo build --release --locked --manifest-path plugins/Cargo.toml --package batch-limit --target wasm32-wasip2 --target-dir $(TARGET_DIR)/plugins

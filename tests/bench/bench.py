@@ -4,6 +4,8 @@
 - Hand-over: 1,000 jobs that only write two time stamps (stamp.c) wait behind a blocker; from its release on, the gap from
   the end of one to the start of the next is taken from their stamps. The floor is the same gap between the same processes
   started back to back with posix_spawn (floor.c).
+- The same on a GPU: with --nvml, a stand-in for NVIDIA's library, each hand-over reads the GPU once, which the line apart shows.
+  What a real driver takes for its answers comes on top.
 - Submission: wrk posts jobs, each acknowledged after its fsync, that stay queued behind a blocker.
 
 Three rounds each; the table shows the medians, --json all of it. Nothing polls, and nothing but the service runs while the
@@ -137,12 +139,19 @@ def announce(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def measure(binary, folder):
+def fake_gpu(library, folder):
+    """The environment of a service with one GPU that nobody uses."""
+    machine = folder / "gpus.json"
+    machine.write_text(json.dumps({"driver_version": "570.86.10", "gpus": [{"uuid": "GPU-fake-0"}]}), encoding="utf-8")
+    return {"TAXIWAY_NVML_LIBRARY": str(library), "TAXIWAY_FAKE_NVML": str(machine)}
+
+
+def measure(binary, folder, nvml):
     build = folder / "build"
     build.mkdir()
     for name in ("stamp", "floor"):
         subprocess.run(["cc", "-O2", "-o", build / name, HERE / f"{name}.c"], check=True)
-    rounds = {"hand_over": [], "floor": [], "submit_32": [], "submit_1": []}
+    rounds = {"hand_over": [], **({"hand_over_gpu": []} if nvml else {}), "floor": [], "submit_32": [], "submit_1": []}
     service_folder = folder / "hand-over"
     service_folder.mkdir()
     with Service(binary, service_folder) as service:
@@ -150,6 +159,13 @@ def measure(binary, folder):
             announce(f"round {number + 1} of {ROUNDS}: {JOBS} jobs in a row, without the service and with it")
             rounds["floor"].append(floor(build, folder / f"floor-{number}"))
             rounds["hand_over"].append(hand_over(service, build / "stamp", folder / f"jobs-{number}"))
+    if nvml:
+        service_folder = folder / "hand-over-gpu"
+        service_folder.mkdir()
+        with Service(binary, service_folder, environment=fake_gpu(nvml, service_folder)) as service:
+            for number in range(ROUNDS):
+                announce(f"round {number + 1} of {ROUNDS}: {JOBS} jobs in a row on a GPU that is read before each")
+                rounds["hand_over_gpu"].append(hand_over(service, build / "stamp", folder / f"gpu-jobs-{number}"))
     for number in range(ROUNDS):
         announce(f"round {number + 1} of {ROUNDS}: submissions over {CONNECTIONS} connections and over one")
         rounds["submit_32"].append(submissions(binary, folder / f"submit-{number}", CONNECTIONS))
@@ -164,7 +180,9 @@ def table(result):
     m = result["medians"]
     print(f"\n{JOBS} jobs handed over, one at a time; {ROUNDS} rounds, medians; {result['cpus']} CPUs\n")
     print(f"  {'gap, end to start':30}{'p50':>10}{'p99':>10}{'all jobs':>11}")
-    for label, key in (("posix_spawn floor", "floor"), ("taxiway", "hand_over")):
+    for label, key in (("posix_spawn floor", "floor"), ("taxiway", "hand_over"), ("taxiway, GPU read each time", "hand_over_gpu")):
+        if key not in m:
+            continue
         row = m[key]
         print(f"  {label:30}{row['p50_ms']:7.2f} ms{row['p99_ms']:7.2f} ms{row['all_seconds']:9.2f} s")
     print(f"  {'taxiway / floor':30}{m['hand_over']['p50_to_floor']:8.2f} x")
@@ -177,6 +195,7 @@ def table(result):
 def main():
     parser = argparse.ArgumentParser(description="Measure hand-over and submission.")
     parser.add_argument("--taxiway", type=Path, required=True, metavar="FILE", help="the binary to measure")
+    parser.add_argument("--nvml", type=Path, metavar="FILE", help="a stand-in for NVIDIA's library, for hand-over on a GPU")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where every figure goes")
     arguments = parser.parse_args()
 
@@ -189,7 +208,7 @@ def main():
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.json.resolve().parent))
     try:
-        result = measure(arguments.taxiway.resolve(), folder)
+        result = measure(arguments.taxiway.resolve(), folder, arguments.nvml and arguments.nvml.resolve())
     except (ServiceError, OSError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         for log in sorted(folder.glob("*/service.log")):

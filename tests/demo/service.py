@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -13,12 +14,13 @@ class ServiceError(Exception):
 class Service:
     """Runs from `with` on; leaving the block sends SIGTERM and waits for its end."""
 
-    def __init__(self, binary, folder, config=""):
+    def __init__(self, binary, folder, config="", environment=None):
         self.folder = Path(folder)
         self.data_dir = self.folder / "data"
         self.plugins_dir = self.folder / "plugins"
         self.log = self.folder / "service.log"
         self._binary = binary
+        self._environment = {**os.environ, **(environment or {})}
         self._config = self.folder / "taxiway.toml"
         self._config.write_text(config, encoding="utf-8")
         # The service refuses a folder of plugins that others may write to.
@@ -31,7 +33,9 @@ class Service:
         command = [str(self._binary), "serve", "--config", str(self._config), "--data-dir", str(self.data_dir)]
         command += ["--plugins-dir", str(self.plugins_dir), "--listen", "127.0.0.1:0"]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
+            self._process = subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         try:
             line = self._process.stdout.readline()
             if not line.startswith("listening on http://"):
