@@ -11,6 +11,7 @@ mod connection;
 mod gate;
 mod hosts;
 mod idempotency;
+mod lines;
 mod listen;
 mod openapi;
 mod routes;

@@ -14,7 +14,7 @@ use taxiway_job::{Job, Progress, State as JobState, Time};
 use super::super::answer::Refused;
 use super::super::gate::Caller;
 use super::super::wire::training::{self, Cancelled, Forced, Logs, Queue, Running, Status, Switched, Waiting};
-use super::super::{Api, State, submission};
+use super::super::{Api, State, lines, submission};
 use super::execute::refusal;
 use super::{edit, jobs, operate};
 use crate::queue::{Mode, QueueError, Standing};
@@ -152,39 +152,20 @@ pub(super) async fn logs(api: State, Path(id): Path<String>, RawQuery(query): Ra
 async fn read_logs(api: &Api, id: &str, query: Option<&str>) -> Result<Logs, Refused> {
     let window: Window = submission::parameters(query)?;
     let (job, _) = find(api, id).await?;
-    let text = match api.service.store.latest_launch(job.id).await? {
+    let limit = window.limit.min(lines::MOST_LINES);
+    let found = match api.service.store.latest_launch(job.id).await? {
         Some(launch) => {
             let path = taxiway_launcher::log::path(&api.service.settings.jobs_dir(), job.id, launch);
-            match tokio::fs::read(path).await {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-                Err(error) => {
-                    let detail = format!("the log cannot be read: {error}");
-                    return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", detail));
-                }
-            }
+            let read = tokio::task::spawn_blocking(move || lines::read(&path, window.offset, limit)).await;
+            read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(|error| {
+                let detail = format!("the log cannot be read: {error}");
+                Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", detail)
+            })?
         }
-        None => Vec::new(),
+        None => lines::Lines { lines: Vec::new(), total: 0 },
     };
-    let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
-    let first = first_line(window.offset, lines.len());
-    let logs = lines[first..]
-        .iter()
-        .take(window.limit)
-        .map(|line| {
-            let text = String::from_utf8_lossy(line);
-            let text = text.trim_end_matches(['\r', '\n']);
-            // Of a progress bar, what stood there in the end.
-            text.rsplit('\r').next().unwrap_or(text).to_owned()
-        })
-        .collect();
-    Ok(Logs { job_id: public_id(&job), logs, total_lines: lines.len(), offset: window.offset, limit: window.limit })
-}
-
-/// The line that an offset names; a negative one counts from the end.
-fn first_line(offset: i64, lines: usize) -> usize {
-    let distance = usize::try_from(offset.unsigned_abs()).unwrap_or(usize::MAX);
-    if offset < 0 { lines.saturating_sub(distance) } else { distance.min(lines) }
+    let (job_id, offset) = (public_id(&job), window.offset);
+    Ok(Logs { job_id, logs: found.lines, total_lines: found.total, offset, limit })
 }
 
 pub(super) async fn cancel(api: State, caller: Caller, Path(id): Path<String>) -> Response {
@@ -320,15 +301,6 @@ fn answered<T: serde::Serialize>(id: &str, answer: Result<T, Refused>) -> Respon
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_negative_offset_reads_the_tail() {
-        assert_eq!(first_line(-10, 100), 90);
-        assert_eq!(first_line(-200, 100), 0);
-        assert_eq!(first_line(30, 100), 30);
-        assert_eq!(first_line(300, 100), 100);
-        assert_eq!(first_line(i64::MIN, 5), 0);
-    }
 
     #[test]
     fn a_missing_progress_is_nothing_done() {
