@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -30,6 +30,15 @@ pub enum TokenError {
         /// Why.
         source: io::Error,
     },
+    /// Somebody else may have written it.
+    #[error(
+        "the administrator's token in {} is not this user's alone to write: delete the file, and the next start makes a new token",
+        path.display()
+    )]
+    NotOurs {
+        /// Which.
+        path: PathBuf,
+    },
     /// The system has no random numbers to give.
     #[error("cannot make the administrator's token: {0}")]
     Random(getrandom::Error),
@@ -46,7 +55,10 @@ pub enum TokenError {
 pub async fn ensure_admin_token(store: &Store, file: &Path) -> Result<(), TokenError> {
     let failed = |doing| move |source| TokenError::File { doing, path: file.to_owned(), source };
     let token = match std::fs::read_to_string(file) {
-        Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
+        Ok(text) if !text.trim().is_empty() => {
+            keep_private(file)?;
+            text.trim().to_owned()
+        }
         Ok(_) => make(file)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => make(file)?,
         Err(error) => return Err(failed("read")(error)),
@@ -55,6 +67,19 @@ pub async fn ensure_admin_token(store: &Store, file: &Path) -> Result<(), TokenE
     if store.token_by_hash(sha256).await?.is_none() {
         let token = NewToken { name: "admin".to_owned(), scope: Scope::Admin, sha256, at: Time::now() };
         store.commit(vec![Change::Token(token)]).await?;
+    }
+    Ok(())
+}
+
+/// Refuses a token that others could have written, and hides one that they could read.
+fn keep_private(file: &Path) -> Result<(), TokenError> {
+    let failed = |source| TokenError::File { doing: "keep for its user alone", path: file.to_owned(), source };
+    let metadata = std::fs::metadata(file).map_err(failed)?;
+    if metadata.uid() != nix::unistd::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return Err(TokenError::NotOurs { path: file.to_owned() });
+    }
+    if metadata.mode() & 0o044 != 0 {
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     }
     Ok(())
 }
@@ -123,6 +148,22 @@ mod tests {
         let caller = tokens.find(token.trim(), &store).await.expect("an answer").expect("an owner");
         assert_eq!((&*caller.name, caller.scope), ("admin", Scope::Admin));
         assert!(tokens.find("taxiway_wrong", &store).await.expect("an answer").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_others_could_read_is_hidden_and_one_that_they_could_write_is_refused() {
+        let place = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&place.path().join("taxiway.db")).expect("a store");
+        let file = place.path().join("token");
+        ensure_admin_token(&store, &file).await.expect("a token");
+        let set =
+            |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("its mode is set");
+        set(0o644);
+        ensure_admin_token(&store, &file).await.expect("the same token");
+        assert_eq!(std::fs::metadata(&file).expect("metadata").mode() & 0o777, 0o600);
+        set(0o622);
+        let refused = ensure_admin_token(&store, &file).await.expect_err("refused");
+        assert!(matches!(refused, TokenError::NotOurs { .. }), "{refused}");
     }
 
     #[tokio::test]

@@ -41,6 +41,18 @@ pub enum DataDirError {
         /// The filesystem.
         kind: &'static str,
     },
+    /// Others may write to it, and so put a token or a database of their own there.
+    #[error(
+        "others than its owner may write to the data directory {} (mode {mode:03o}): run `chmod go-w {}`, or choose another with --data-dir",
+        path.display(),
+        path.display()
+    )]
+    Writable {
+        /// Which.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// Somebody else could change what is in it.
     #[error(
         "the data directory {} belongs to uid {owner}, not to uid {user} who runs the service: choose another with --data-dir",
@@ -68,7 +80,7 @@ impl DataDir {
     /// Makes the directory (mode 0700) when it is not there, and claims it for this process.
     ///
     /// # Errors
-    /// When it cannot be made, is another user's, lies on a network filesystem, or another server uses it.
+    /// When it cannot be made, is another user's or writable for others, lies on a network filesystem, or another server uses it.
     pub fn claim(path: &Path) -> Result<Self, DataDirError> {
         let failed = |doing| move |source| DataDirError::Io { doing, path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create"))?;
@@ -76,6 +88,10 @@ impl DataDir {
         let user = nix::unistd::geteuid().as_raw();
         if metadata.uid() != user {
             return Err(DataDirError::NotOurs { path: path.to_owned(), owner: metadata.uid(), user });
+        }
+        let mode = metadata.mode() & 0o777;
+        if mode & 0o022 != 0 {
+            return Err(DataDirError::Writable { path: path.to_owned(), mode });
         }
         let filesystem = statfs::statfs(path).map_err(|error| failed("look at")(error.into()))?.filesystem_type();
         if let Some(kind) = network_filesystem(filesystem) {
@@ -126,6 +142,8 @@ fn network_filesystem(found: FsType) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -144,6 +162,14 @@ mod tests {
         let path = place.path().join("a/b");
         let claim = DataDir::claim(&path).expect("a claim");
         assert_eq!(std::fs::metadata(claim.path()).expect("metadata").mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused_with_what_to_do() {
+        let place = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o775)).expect("its mode is set");
+        let refused = DataDir::claim(place.path()).expect_err("refused").to_string();
+        assert!(refused.contains("chmod go-w"), "{refused}");
     }
 
     #[test]

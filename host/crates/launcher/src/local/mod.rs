@@ -12,6 +12,8 @@ mod settle;
 mod spawner;
 
 use std::collections::HashMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -107,7 +109,8 @@ impl LocalLauncher {
     /// When the jobs directory, the program or `/proc` cannot be used.
     pub fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Self, StartError> {
         let unusable = |error| StartError::JobsDirectory { path: options.jobs_dir.clone(), error };
-        std::fs::create_dir_all(&options.jobs_dir).map_err(unusable)?;
+        // Logs and configurations are for the service's user alone.
+        DirBuilder::new().recursive(true).mode(0o700).create(&options.jobs_dir).map_err(unusable)?;
         let jobs_dir = std::fs::canonicalize(&options.jobs_dir).map_err(unusable)?;
         let boot_id = crate::clock::boot_id().map_err(StartError::Proc)?;
         nix::sys::prctl::set_child_subreaper(true).map_err(|error| StartError::Proc(error.into()))?;
