@@ -201,6 +201,8 @@ def show_webhooks(receiver, signing_key, jobs, check):
 
 def cancel_all(service):
     """Jobs outlive the service: what a failed demo leaves running would too."""
+    # The old connection may be in the middle of an answer, or closed for its idleness.
+    service.reconnect()
     for job in service.get("/jobs?state=queued,pending,running")["items"]:
         service.request("POST", f"/jobs/{job['id']}/cancel")
 

@@ -66,6 +66,12 @@ class Service:
             self._process.stdout.close()
         return self.exit_status
 
+    def reconnect(self):
+        """Lets the next request open a connection of its own."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def request(self, method, path, body=None):
         """(status, value) of one request; `path` is below /api/v1."""
         if self._connection is None:

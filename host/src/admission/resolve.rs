@@ -20,6 +20,9 @@ const EXTERNAL_ID_CHARACTERS: usize = 128;
 /// Longest name, and longest name and value of a label, in characters: a line of a table, with room to spare.
 const NAME_CHARACTERS: usize = 256;
 
+/// A job that takes longer than this to end once it is told to has no way to be ended.
+const LONGEST_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// More attempts than that are no accident of the weather.
 const MOST_RETRIES: u32 = 1000;
 
@@ -219,6 +222,10 @@ fn check_spec(spec: &JobSpec, problems: &mut Vec<Problem>) {
     }
     if spec.time_limit.is_some_and(|limit| limit.is_zero()) {
         problems.push(with_help(error("no-time", "`time_limit` is 0"), "leave it out for no limit"));
+    }
+    if spec.grace > LONGEST_GRACE {
+        problems
+            .push(error("grace-out-of-range", "`grace` is longer than a day, the longest between SIGTERM and SIGKILL"));
     }
     if let Some(cwd) = &spec.cwd {
         if !cwd.starts_with('/') {

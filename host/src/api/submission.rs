@@ -165,6 +165,10 @@ fn wrong_type(field: &str, error: &serde_path_to_error::Error<serde_json::Error>
     let text = error.inner().to_string();
     // Serde cannot say more of a value that may have several forms.
     let message = match field {
+        "/command" if error.path().iter().count() == 1 => {
+            "`command` is a list of arguments like [\"python3\", \"train.py\"]; no shell reads it".to_owned()
+        }
+        "/gpus" | "/priority" => format!("`{}` is a whole number", &field[1..]),
         "/env" if text.contains("untagged") => "a variable's value is a text or {\"secret\": \"text\"}".to_owned(),
         "/gpu_memory" if text.contains("untagged") => "a size is a text like \"24GiB\" or a number of bytes".to_owned(),
         "/time_limit" | "/grace" if text.contains("untagged") => {

@@ -62,7 +62,7 @@ fn told(explanation: &Explanation<'_>, style: Style) -> String {
         }
     }
     if text.is_empty() {
-        text.push_str("Nothing keeps it: it runs, or has completed.\n");
+        text.push_str("Nothing keeps it waiting: it runs, is being stopped, or has ended.\n");
     }
     text
 }

@@ -195,11 +195,23 @@ fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         outcome::print_refusal(document);
         return ExitCode::from(outcome::status_of_refusal(document));
     }
-    eprintln!("{} {error:#}", terminal::stderr_style().red("error:"));
+    eprintln!("{} {}", terminal::stderr_style().red("error:"), causes(error));
     match client_error {
         Some(ClientError::Unreachable { .. }) => ExitCode::from(exit::UNREACHABLE),
         _ => ExitCode::from(exit::FAILED),
     }
+}
+
+/// An error and its causes. A message may name its cause already; then it is not said again.
+fn causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        match told.is_empty() {
+            true => cause,
+            false if told.contains(&cause) => told,
+            false => format!("{told}: {cause}"),
+        }
+    })
 }
 
 #[cfg(test)]
@@ -211,6 +223,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        use anyhow::Context;
+        let error = Err::<(), _>(anyhow::anyhow!("disk full")).context("cannot write: disk full; make room");
+        let error = error.context("cannot start").expect_err("an error");
+        assert_eq!(causes(&error), "cannot start: cannot write: disk full; make room");
     }
 
     #[test]

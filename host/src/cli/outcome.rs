@@ -60,6 +60,11 @@ pub(super) fn print_refusal(document: &ProblemDocument) {
     for problem in &document.problems {
         eprint!("{}", problem_lines(problem, style));
     }
+    if document.status == 401 {
+        eprintln!(
+            "Name the file that holds your token with --token-file; the service's own is `token` in its data directory."
+        );
+    }
     if document.code == "plugin-failed" {
         eprintln!("The plugin is at fault, not the job: try again, or tell the service's administrator.");
     }

@@ -102,7 +102,7 @@ pub(super) struct Submit {
     #[arg(long)]
     wait: bool,
     /// Print its log as it grows, and end with its exit status.
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     follow: bool,
     /// Print the job's id only.
     #[arg(short, long)]
@@ -128,7 +128,10 @@ impl Submit {
             return Ok(if verdict.accepted { ExitCode::SUCCESS } else { ExitCode::from(exit::REFUSED) });
         }
         let job = client.submit(&submission).await?;
-        announce(&job, json && !wait, quiet, follow)?;
+        // With --json there is one value on standard output: the job as it ended.
+        if !(json && wait) {
+            announce(&job, json, quiet, follow)?;
+        }
         if follow {
             return follow::log_to_the_end(client, job.id).await;
         }
