@@ -207,6 +207,7 @@ fn schemas() -> Value {
                     {"type": "number", "description": "the value"},
                 ]}},
             }}},
+            "gpus": {"type": "array", "items": reference("GpuSeries")},
             "next_cursor": may_be_text(),
         }},
         "SubmissionBatch": {"type": "array", "items": reference("Submission"), "minItems": 1, "maxItems": 1000},

@@ -255,8 +255,6 @@ pub(super) enum Done {
     Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
     /// A time limit was changed.
     Limited { operation: Operation, limit: Option<Duration>, result: Result<(), StoreError> },
-    /// The time limit of a job whose shim was adopted.
-    LimitRead { launch: LaunchId, limit: Result<Option<Option<Duration>>, StoreError> },
     /// A job was moved in the line, and perhaps released.
     Reranked { operation: Operation, shifts: Vec<Shift>, result: Result<(), StoreError> },
     /// How the jobs have ended that these jobs come after.
@@ -399,7 +397,6 @@ impl Owner {
             Done::Returned { operation, entry, result } => self.returned(operation, *entry, result),
             Done::Edited { operation, job, result } => self.edited(operation, &job, result),
             Done::Limited { operation, limit, result } => self.limited(operation, limit, result),
-            Done::LimitRead { launch, limit } => self.limit_read(launch, limit),
             Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),
             Done::Predecessors { jobs, asker, ends } => self.predecessors_looked_at(&jobs, asker, ends),
             Done::Moved { operation, to, result } => self.moved(operation, to, result),

@@ -1,13 +1,11 @@
 //! Taking over what a previous service left (DESIGN §5, step 4).
 
-use std::time::Duration;
-
 use taxiway_job::{Entry, JobId, Jobs, LaunchId, State, Time};
 use taxiway_launcher::{Started, StoredPhase, Unsettled};
 
 use super::handle::{Mode, Verb};
 use super::operate::AS_PLANNED;
-use super::owner::{Done, Owner};
+use super::owner::Owner;
 use super::slots::Taken;
 use crate::store::{Change, Phase, StoreError};
 
@@ -97,32 +95,11 @@ impl Owner {
         if let Some(process) = process {
             self.process_started(launch, &process);
         }
-        self.repeat_time_limit(launch);
         // A stop that was stored is repeated: the previous service may have died before it was signalled.
         if let Some(live) = self.live.get(&launch)
             && self.jobs.get(live.job).is_some_and(|entry| entry.state() == State::Cancelling)
         {
             self.launcher.stop(launch, AS_PLANNED);
-        }
-    }
-
-    /// A time limit that was changed may have been stored and not told to the shim: it is told again.
-    fn repeat_time_limit(&mut self, launch: LaunchId) {
-        let Some(job) = self.live.get(&launch).map(|live| live.job) else { return };
-        let store = self.store.clone();
-        self.work.push(Box::pin(async move {
-            let limit = store.job(job).await.map(|job| job.map(|job| job.spec.time_limit));
-            Done::LimitRead { launch, limit }
-        }));
-    }
-
-    pub(super) fn limit_read(&self, launch: LaunchId, limit: Result<Option<Option<Duration>>, StoreError>) {
-        match limit {
-            Ok(Some(limit)) => self.launcher.extend(launch, limit),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%launch, %error, "a time limit cannot be read: the shim keeps what it was told")
-            }
         }
     }
 

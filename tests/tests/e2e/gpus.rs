@@ -346,6 +346,12 @@ async fn what_a_job_used_of_its_gpus_is_counted_through_a_restart() {
     assert_eq!(usage["gpu_seconds"].as_f64(), Some(2.0 * wall), "{usage}");
     let share = usage["mean_gpu_utilization"].as_f64().expect("a share");
     assert!(share > 0.0 && share <= 0.5, "{usage}");
+    let metrics = server.get(&format!("/jobs/{}/metrics", job.id())).await.expect(200).json();
+    let gpus = metrics["gpus"].as_array().expect("GPUs");
+    let uuids: Vec<&str> = gpus.iter().filter_map(|gpu| gpu["uuid"].as_str()).collect();
+    assert_eq!(uuids, ["GPU-fake-0", "GPU-fake-1"], "{metrics}");
+    let before_and_after = |gib: u64| gpus[0]["samples"].as_array().is_some_and(|samples| samples.iter().any(of(gib)));
+    assert!(before_and_after(10) && before_and_after(1), "{metrics}");
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn check(server: &Server, events: &mut Events, bell: &mut Bell, resistance
             cut.send().await.expect(200);
             ("failed", &["running"])
         }
-        Way::Leftovers => ("failed", &["pending", "running"]),
+        Way::Leftovers => ("failed", &["queued", "pending", "running"]),
     };
     assert_eq!(end(server, id, &case, while_ending).await, expected, "{case}");
     let ended = server.job(id).await;

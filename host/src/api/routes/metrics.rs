@@ -1,14 +1,17 @@
 //! `GET /api/v1/jobs/{id}/metrics`: what a job reported over time, as series for charts.
 
+use std::io;
+
 use axum::Json;
 use axum::extract::{Path, RawQuery};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use taxiway_job::Time;
+use taxiway_job::{JobId, LaunchId, Time};
 
 use super::super::answer::Refused;
-use super::super::{State, submission, wire};
+use super::super::{Api, State, submission, wire};
 use super::jobs;
 
 /// Points of one series, unless the query says otherwise, and at most: more than a chart has pixels.
@@ -37,13 +40,26 @@ pub(super) async fn metrics(
     let attempts = api.service.store.attempts(id).await?;
     let attempt = attempt.or_else(|| attempts.last().map(|last| last.attempt)).unwrap_or(job.attempt);
     let samples = api.service.store.samples(id, attempt).await?;
-    let started_at = attempts
-        .iter()
-        .find(|record| record.attempt == attempt)
-        .and_then(|record| record.started_at)
-        .or_else(|| samples.first().map(|(at, _)| *at));
+    // An attempt that is under way, or the launch that became it: the last one with its number.
+    let record = attempts.iter().rfind(|record| record.attempt == attempt);
+    let gpus = match record {
+        Some(record) => gpus(&api, id, record.launch, points).await?,
+        None => Vec::new(),
+    };
+    let started_at = record.and_then(|record| record.started_at).or_else(|| samples.first().map(|(at, _)| *at));
     let items = started_at.map_or_else(Vec::new, |started_at| series(&thinned(samples, points), started_at));
-    Ok(Json(wire::JobMetrics { job_id: id, attempt, started_at, items, next_cursor: None }).into_response())
+    Ok(Json(wire::JobMetrics { job_id: id, attempt, started_at, items, gpus, next_cursor: None }).into_response())
+}
+
+/// What the launch's GPUs measured. The samples of one that has ended are in a file.
+async fn gpus(api: &Api, job: JobId, launch: LaunchId, points: usize) -> Result<Vec<wire::GpuSeries>, Refused> {
+    let inventory = api.service.gpus.clone();
+    let read = tokio::task::spawn_blocking(move || inventory.series(job, launch)).await;
+    let series = read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(|error| {
+        let detail = format!("the samples of its GPUs cannot be read: {error}");
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "samples-unreadable", detail)
+    })?;
+    Ok(series.into_iter().map(|(uuid, samples)| wire::GpuSeries { uuid, samples: thinned(samples, points) }).collect())
 }
 
 /// At most so many of these, evenly spread, the first and the last among them.

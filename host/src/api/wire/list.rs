@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use taxiway_job::{JobId, Problem, Rewrite, Time};
 
-use super::Job;
+use super::{GpuSeries, Job};
 use crate::queue::Mode;
 
 /// A page of a list.
@@ -29,6 +29,9 @@ pub struct JobMetrics {
     pub started_at: Option<Time>,
     /// One for each name that was reported.
     pub items: Vec<Series>,
+    /// What each of its GPUs measured meanwhile.
+    #[serde(default)]
+    pub gpus: Vec<GpuSeries>,
     /// Always null: all series are in one answer.
     pub next_cursor: Option<String>,
 }
