@@ -80,7 +80,7 @@ advisories: ## ask RustSec about the dependencies (needs the network)
 	$(foreach workspace,$(WORKSPACES),cargo deny --locked --manifest-path $(workspace) --config $(CURDIR)/deny.toml check --hide-inclusion-graph advisories &&) true
 
 doc: setup ## build the documentation, where a warning is an error
-	$(foreach workspace,$(WORKSPACES),RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --manifest-path $(workspace) &&) true
+	$(foreach workspace,$(WORKSPACES),RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items --manifest-path $(workspace) &&) true
 
 ci: ## what has to pass before a merge
 	.ci/run

@@ -1,6 +1,6 @@
 //! What an operator sets: `taxiway.toml`, the environment over it, and where the data lies.
 //!
-//! [`read`] turns the file and `TAXIWAY_SECTION__KEY` variables into a [`Config`], or into faults that name file, line and
+//! [`read()`] turns the file and `TAXIWAY_SECTION__KEY` variables into a [`Config`], or into faults that name file, line and
 //! the nearest known key. [`Settings`] is that plus what only the command line decides. [`DataDir`] is the claim of one
 //! server on one data directory.
 

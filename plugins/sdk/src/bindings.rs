@@ -1,7 +1,7 @@
 //! What wit-bindgen makes of `wit/plugin.wit`. Plugins do not see it: they use the traits and types of this crate.
 //!
 //! One module for each world, because the worlds are disjoint: a component has exactly the hooks whose export macros
-//! its author's [`export!`](crate::export) expands.
+//! its author's [`export!`](macro@crate::export) expands.
 
 #![allow(missing_docs, reason = "generated from wit/plugin.wit, which documents every item")]
 

@@ -1,4 +1,4 @@
-//! Between the generated records and the types that plugins see. Only [`export!`](crate::export) calls these.
+//! Between the generated records and the types that plugins see. Only [`export!`](macro@crate::export) calls these.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use taxiway_job::LaunchId;
 
-/// The extended attributes by which systemd marks what it has delegated (https://systemd.io/CGROUP_DELEGATION): the first for
+/// The extended attributes by which systemd marks what it has delegated (<https://systemd.io/CGROUP_DELEGATION>): the first for
 /// everybody since version 251, the second for root.
 const DELEGATED: [&std::ffi::CStr; 2] = [c"user.delegate", c"trusted.delegate"];
 
