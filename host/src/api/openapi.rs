@@ -106,7 +106,7 @@ fn schemas() -> Value {
     let time = || json!({"type": ["string", "null"], "format": "date-time"});
     let texts = || json!({"type": "array", "items": {"type": "string"}});
     let duration = || json!({"type": ["string", "number", "null"], "description": "\"2h30m\", or seconds"});
-    let ids = |what: &str| json!({"type": ["array", "null"], "items": {"type": "string", "format": "uuid"}, "description": what});
+    let ids = |what: &str| json!({"type": ["array", "null"], "items": {"type": "string"}, "description": what});
     let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let submission = json!({
         "command": {"type": ["array", "null"], "items": {"type": "string"}, "description": "argv; required unless there is a profile"},
@@ -124,8 +124,8 @@ fn schemas() -> Value {
         "time_limit": duration(),
         "grace": duration(),
         "external_id": {"type": ["string", "null"], "maxLength": 128},
-        "after": ids("the jobs that must have completed before it starts"),
-        "after_any": ids("the jobs that must have ended before it starts"),
+        "after": ids("ids of the jobs that must have completed before it starts; in a batch also \"#k\", its k-th job, from 0"),
+        "after_any": ids("the same of jobs that must have ended"),
         "not_before": time(),
         "retries": {"oneOf": [reference("Retries"), {"type": "null"}]},
         "hold": {"type": ["boolean", "null"]},

@@ -30,9 +30,21 @@ const LONGEST_ARGUMENTS: usize = 1 << 20;
 /// # Errors
 /// 400 when it is not JSON; 422 with all that is wrong when its fields are.
 pub(super) fn parse(body: &[u8]) -> Result<Submission, Refused> {
+    parse_one(body, None)
+}
+
+/// The same of one that may be in a batch, with the jobs before it there.
+pub(super) fn parse_one(body: &[u8], before: Before<'_>) -> Result<Submission, Refused> {
     is_object(body)?;
     let submission: Submission = serde_json::from_slice(body).map_err(|error| diagnose(body, &error))?;
-    let problems = check(&submission);
+    checked(submission, before)
+}
+
+/// The ids that the jobs before one in its batch will have, in their order; none outside of a batch.
+pub(super) type Before<'a> = Option<&'a [JobId]>;
+
+fn checked(mut submission: Submission, before: Before<'_>) -> Result<Submission, Refused> {
+    let problems = check(&mut submission, before);
     if problems.is_empty() { Ok(submission) } else { Err(Refused::problems("invalid-submission", problems)) }
 }
 
@@ -44,9 +56,8 @@ impl Whole {
     ///
     /// # Errors
     /// 422 with all that is.
-    pub(super) fn checked(self) -> Result<Submission, Refused> {
-        let problems = check(&self.0);
-        if problems.is_empty() { Ok(self.0) } else { Err(Refused::problems("invalid-submission", problems)) }
+    pub(super) fn checked(self, before: Before<'_>) -> Result<Submission, Refused> {
+        checked(self.0, before)
     }
 }
 
@@ -197,22 +208,25 @@ fn pointer<'a>(segments: impl IntoIterator<Item = &'a str>) -> String {
 }
 
 /// What is too much for one job, whatever it says. What is wrong with it otherwise, admission finds, together with what
-/// plugins find.
-fn check(submission: &Submission) -> Vec<Problem> {
+/// plugins find. Jobs of the same batch that it comes after are named by their ids afterwards.
+fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     if submission.labels.as_ref().is_some_and(|labels| labels.len() > MOST_LABELS) {
         problems.push(problem("/labels", "too-many", format!("a job has at most {MOST_LABELS} labels")));
     }
-    for (field, texts) in [("after", &submission.after), ("after_any", &submission.after_any)] {
-        let texts = texts.as_deref().unwrap_or_default();
+    for (field, texts) in [("after", &mut submission.after), ("after_any", &mut submission.after_any)] {
+        let texts = texts.as_deref_mut().unwrap_or_default();
         if texts.len() > MOST_PREDECESSORS {
             let message = format!("a job comes after at most {MOST_PREDECESSORS} others");
             problems.push(problem(&pointer([field]), "too-many", message));
             continue;
         }
-        for (index, text) in texts.iter().enumerate() {
-            if let Err(error) = text.parse::<JobId>() {
-                problems.push(problem(&pointer([field, &index.to_string()]), "wrong-type", error.to_string()));
+        for (index, text) in texts.iter_mut().enumerate() {
+            match predecessor(text, before) {
+                Ok(id) => *text = id.to_string(),
+                Err((code, message)) => {
+                    problems.push(problem(&pointer([field, &index.to_string()]), code, message));
+                }
             }
         }
     }
@@ -229,6 +243,27 @@ fn check(submission: &Submission) -> Vec<Problem> {
         problems.push(problem("/command", "too-long", message));
     }
     problems
+}
+
+/// The job that a text of `after` means: an id, or `#k`, the k-th of the same batch. It stands before the job itself there, so
+/// that none comes after itself. Else the code and the sentence of what is wrong.
+fn predecessor(text: &str, before: Before<'_>) -> Result<JobId, (&'static str, String)> {
+    let Some(number) = text.strip_prefix('#') else {
+        return text.parse().map_err(|error: taxiway_job::IdError| ("wrong-type", error.to_string()));
+    };
+    let Some(before) = before else {
+        let message = format!("`{text}` is a job of the same batch, and this submission is in none: give the job's id");
+        return Err(("wrong-type", message));
+    };
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        let message = format!("`{text}` is no job of a batch: its first is `#0`, its second `#1`");
+        return Err(("wrong-type", message));
+    }
+    let named = number.parse().ok().and_then(|at: usize| before.get(at));
+    named.copied().ok_or_else(|| {
+        let own = before.len();
+        ("not-before", format!("`{text}` does not stand before this job, which is `#{own}` of its batch"))
+    })
 }
 
 /// One object of named parameters, every name known.
@@ -316,6 +351,7 @@ mod tests {
             assert_eq!(refused.document().code, "malformed-json");
         }
         assert_eq!(problems("[]")[0].1, "wrong-type");
+        assert_eq!(problems(r##"{"after": ["#0"]}"##)[0].0, "/after/0");
         assert_eq!(problems(r#"{"name": "a", "name": "b"}"#)[0].1, "malformed");
     }
 }

@@ -48,6 +48,45 @@ async fn an_atomic_batch_is_stored_whole_or_not_at_all() {
     assert_eq!(statuses(&stored), [201, 201]);
 }
 
+fn after(which: &str) -> Value {
+    let mut submission = sh("true");
+    submission["after"] = json!([which]);
+    submission
+}
+
+#[tokio::test]
+async fn jobs_of_a_batch_come_after_others_of_it_also_over_a_restart() {
+    let server = paused().await;
+    let batch = json!([sh("exit 3"), after("#0"), sh("true"), after("#2")]);
+    let answer = server.post("/jobs/batch?atomic=true", &batch).await.expect(200).json();
+    let id = |at: usize| answer["items"][at]["job"]["id"].as_str().expect("an id").to_owned();
+    assert_eq!(answer["items"][3]["job"]["after"], json!([id(2)]));
+    assert_eq!(answer["items"][3]["job"]["reason"]["code"], "after_unmet");
+    let server = server.kill().await.start().await;
+    let mut events = server.events().await;
+    server.post_nothing("/queue/resume").await.expect(200);
+    assert_eq!(events.end_of(&id(1)).await, "cancelled");
+    assert_eq!(events.end_of(&id(3)).await, "completed");
+}
+
+#[tokio::test]
+async fn a_job_of_a_batch_that_comes_after_a_refused_one_is_refused_too() {
+    let server = paused().await;
+    let bad = json!({"command": ["true"], "gpus": 99});
+    let batch = json!([bad, after("#0"), after("#1"), sh("true"), after("#3"), after("#5"), after("#6")]);
+    let answer = server.post("/jobs/batch", &batch).await.expect(200).json();
+    assert_eq!(statuses(&answer), [422, 424, 424, 201, 201, 422, 422]);
+    let items = &answer["items"];
+    assert_eq!(items[1]["problem"]["code"], "predecessor-refused");
+    assert!(items[2]["problem"]["detail"].as_str().is_some_and(|detail| detail.contains("`#1`")), "{answer}");
+    assert_eq!(items[5]["problem"]["problems"][0]["code"], "not-before", "itself");
+    assert_eq!(server.jobs().await.len(), 2);
+    let refused = server.post("/jobs/batch?atomic=true", &json!([bad, after("#0")])).await.expect(422).problem();
+    assert_eq!(statuses(&refused), [422, 424]);
+    let alone = server.post("/jobs", &after("#0")).await.expect(422).problem();
+    assert_eq!(alone["problems"][0]["path"], "/after/0");
+}
+
 #[tokio::test]
 async fn a_batch_of_a_thousand_is_there_after_a_kill_and_one_of_more_is_refused() {
     let server = paused().await;

@@ -59,9 +59,9 @@ pub(super) async fn submit(
             Begun::First(claim) => Some(claim),
             Begun::Unkeyed => None,
         };
-        let judged = judge(&api, &caller, &bytes).await?;
+        let (ids, judged) = judge(&api, &caller, &bytes).await?;
         let hash = BodyHash(Sha256::digest(&bytes).into());
-        match store(&api, judged, parameters.atomic, hash, claim.as_ref()).await {
+        match store(&api, &ids, judged, parameters.atomic, hash, claim.as_ref()).await {
             Err(QueueError::Store(StoreError::KeyTaken)) => {}
             Err(error) => return Err(error.into()),
             Ok(mut items) => {
@@ -80,21 +80,31 @@ type Judged = Result<Arc<Job>, Refused>;
 /// What it came to: a job that stands in line.
 type Stored = Result<(Arc<Job>, Standing), Refused>;
 
-/// Reads and judges every submission.
-async fn judge(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<Vec<Judged>, Refused> {
-    let judged = stream::iter(read(bytes)?).map(|submission| async move {
-        let mut draft = submission::draft(JobId::new(), submission?);
+/// Reads and judges every submission. Each has the id that its job has if it comes to one.
+async fn judge(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<(Vec<JobId>, Vec<Judged>), Refused> {
+    let (ids, submissions): (Vec<JobId>, Vec<_>) = read(bytes)?.into_iter().unzip();
+    let own = &ids.iter().copied().collect::<HashSet<JobId>>();
+    let judged = stream::iter(ids.iter().copied().zip(submissions)).map(|(id, submission)| async move {
+        let mut draft = submission::draft(id, submission?);
         submit::may_submit(caller, &draft)?;
-        draft.problems = submit::unknown_predecessors(api, &draft.terms).await?;
+        let named = draft.terms.predecessors().map(|(job, _)| job);
+        draft.problems = submit::unknown_jobs(api, named.filter(|job| !own.contains(job)).collect()).await?;
         submit::judge(api, caller, draft).await
     });
-    Ok(judged.buffered(JUDGED_AT_A_TIME).collect().await)
+    let judged = judged.buffered(JUDGED_AT_A_TIME).collect().await;
+    Ok((ids, judged))
 }
 
-fn read(bytes: &[u8]) -> Result<Vec<Result<wire::Submission, Refused>>, Refused> {
+fn read(bytes: &[u8]) -> Result<Vec<(JobId, Result<wire::Submission, Refused>)>, Refused> {
+    let new_ids = |count: usize| std::iter::repeat_with(JobId::new).take(count).collect::<Vec<JobId>>();
     // What is right is read in one go; only what is not is looked at one by one.
-    let submissions = match list_of::<submission::Whole>(bytes) {
-        Ok(submissions) => submissions.into_iter().map(submission::Whole::checked).collect(),
+    let (ids, submissions) = match list_of::<submission::Whole>(bytes) {
+        Ok(submissions) => {
+            let ids = new_ids(submissions.len());
+            let checked = submissions.into_iter().enumerate().map(|(at, whole)| whole.checked(Some(&ids[..at])));
+            let checked = checked.collect::<Vec<_>>();
+            (ids, checked)
+        }
         Err(_) => {
             let values = list_of::<Value>(bytes).map_err(|error| {
                 if error.is_data() {
@@ -104,15 +114,18 @@ fn read(bytes: &[u8]) -> Result<Vec<Result<wire::Submission, Refused>>, Refused>
                     submission::malformed(&error)
                 }
             })?;
-            let parsed = values.into_iter().map(|value| submission::parse(value.to_string().as_bytes()));
-            parsed.collect::<Vec<_>>()
+            let ids = new_ids(values.len());
+            let one =
+                |(at, value): (usize, Value)| submission::parse_one(value.to_string().as_bytes(), Some(&ids[..at]));
+            let parsed = values.into_iter().enumerate().map(one).collect();
+            (ids, parsed)
         }
     };
     if submissions.is_empty() || submissions.len() > MOST {
         let detail = format!("a batch has 1 to {MOST} submissions, and this one has {}", submissions.len());
         return Err(Refused::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-submission", detail));
     }
-    Ok(submissions)
+    Ok(ids.into_iter().zip(submissions).collect())
 }
 
 fn list_of<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<Vec<T>, serde_json::Error> {
@@ -125,6 +138,7 @@ fn list_of<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<Vec<T>, serde_j
 /// Stores those that may stand in line, all in one transaction. With `atomic`, none when one may not.
 async fn store(
     api: &Api,
+    ids: &[JobId],
     mut judged: Vec<Judged>,
     atomic: bool,
     body: BodyHash,
@@ -132,6 +146,7 @@ async fn store(
 ) -> Result<Vec<Stored>, QueueError> {
     loop {
         refuse_taken_ids(api, &mut judged).await?;
+        refuse_followers(ids, &mut judged);
         let refused = judged.iter().filter(|judged| judged.is_err()).count();
         if refused == judged.len() || (atomic && refused > 0) {
             let unstored = |judged: Judged| match judged {
@@ -175,6 +190,24 @@ async fn refuse_taken_ids(api: &Api, judged: &mut [Judged]) -> Result<(), StoreE
         }
     }
     Ok(())
+}
+
+/// Refuses those that come after a refused one of their batch. Such a one stands before them.
+fn refuse_followers(ids: &[JobId], judged: &mut [Judged]) {
+    let mut refused: HashMap<JobId, usize> = HashMap::new();
+    for (at, (id, judged)) in ids.iter().zip(judged).enumerate() {
+        let comes_after = |job: &Arc<Job>| {
+            let mut predecessors = job.spec.terms.predecessors();
+            predecessors.find_map(|(job, _)| refused.get(&job).copied())
+        };
+        if let Some(first) = judged.as_ref().ok().and_then(comes_after) {
+            let detail = format!("it comes after `#{first}` of its batch, which was refused");
+            *judged = Err(Refused::new(StatusCode::FAILED_DEPENDENCY, "predecessor-refused", detail));
+        }
+        if judged.is_err() {
+            refused.insert(*id, at);
+        }
+    }
 }
 
 fn outcome(judged: &Judged) -> ItemOutcome {
@@ -245,7 +278,20 @@ mod tests {
 
     fn codes(body: &str) -> Vec<Option<String>> {
         let read = read(body.as_bytes()).expect("a batch");
-        read.iter().map(|item| item.as_ref().err().map(|refused| refused.document().code.clone())).collect()
+        read.iter().map(|(_, item)| item.as_ref().err().map(|refused| refused.document().code.clone())).collect()
+    }
+
+    #[test]
+    fn a_job_of_a_batch_comes_only_after_those_before_it() {
+        let body = r##"[{}, {"after": ["#0"], "after_any": ["#0"]}]"##;
+        let read = read(body.as_bytes()).expect("a batch");
+        let second = read[1].1.as_ref().expect("it is right");
+        assert_eq!(second.after, Some(vec![read[0].0.to_string()]));
+        assert_eq!(second.after_any, second.after);
+        for named in ["#1", "#2", "#", "#-1", "#+0", "#x", "0"] {
+            let body = format!(r##"[{{}}, {{"after": ["{named}"]}}]"##);
+            assert_eq!(codes(&body), [None, Some("invalid-submission".to_owned())], "{named}");
+        }
     }
 
     #[test]

@@ -106,7 +106,11 @@ pub(super) fn may_submit(caller: &Caller, draft: &Draft) -> Result<(), Refused> 
 
 /// A problem for each job that a submission comes after and that does not exist.
 pub(super) async fn unknown_predecessors(api: &Api, terms: &Terms) -> Result<Vec<Problem>, Refused> {
-    let named: Vec<JobId> = terms.predecessors().map(|(job, _)| job).collect();
+    unknown_jobs(api, terms.predecessors().map(|(job, _)| job).collect()).await
+}
+
+/// The same of these jobs.
+pub(super) async fn unknown_jobs(api: &Api, named: Vec<JobId>) -> Result<Vec<Problem>, Refused> {
     if named.is_empty() {
         return Ok(Vec::new());
     }
