@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, Retries, Time};
+use taxiway_job::{ArrayId, ConfigFormat, EnvValue, JobId, JobSpec, Retries, Time};
 
 /// The names and forms are those of a job in the HTTP API.
 #[derive(Serialize)]
@@ -32,6 +32,9 @@ struct Details<'a> {
     #[serde(with = "taxiway_job::duration")]
     grace: Duration,
     external_id: Option<&'a str>,
+    array_id: Option<ArrayId>,
+    array_index: Option<u32>,
+    array_params: Option<&'a Map<String, Value>>,
     config_format: ConfigFormat,
     submitted_by: &'a str,
     /// Not in the API: where a rewriter has the job write to.
@@ -61,6 +64,9 @@ pub fn job_details(id: JobId, spec: &JobSpec, attempt: u32, submitted_by: &str, 
         time_limit: spec.time_limit,
         grace: spec.grace,
         external_id: spec.external_id.as_deref(),
+        array_id: spec.array.as_ref().map(|member| member.id),
+        array_index: spec.array.as_ref().map(|member| member.index),
+        array_params: spec.array.as_ref().map(|member| &member.params),
         config_format: spec.config_format,
         submitted_by,
         job_dir: jobs_dir.join(id.to_string()),

@@ -29,7 +29,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use taxiway_job::{
-    Beside, ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, Problem, Reason, Rewrite, State, Terms, Time, Verdict,
+    ArrayMember, Beside, ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, Problem, Reason, Rewrite, State, Terms,
+    Time, Verdict,
 };
 use taxiway_plugin_host::{Context, FailureKind, Hook, JobView, Stage};
 
@@ -63,6 +64,8 @@ pub struct Draft {
     pub gpus: Option<u32>,
     /// What it asks of the queue beside its slots.
     pub terms: Terms,
+    /// Which member of an array it is.
+    pub array: Option<ArrayMember>,
     /// Higher starts first.
     pub priority: Option<i16>,
     /// Longest time it may run.
@@ -94,6 +97,7 @@ impl Draft {
             env: BTreeMap::new(),
             gpus: None,
             terms: Terms::default(),
+            array: None,
             priority: None,
             time_limit: None,
             grace: None,

@@ -76,6 +76,7 @@ pub(super) fn resolve(
         process: profile.map(Profile::process).unwrap_or_default(),
         profile: draft.profile,
         terms: draft.terms,
+        array: draft.array,
     };
     check_gpus(&spec, gpus, &mut problems);
     check_spec(&spec, &mut problems);

@@ -51,6 +51,12 @@ impl Refused {
         refused
     }
 
+    /// The same with another sentence.
+    pub(super) fn with_detail(mut self, detail: String) -> Self {
+        self.0.detail = detail;
+        self
+    }
+
     /// The same with what became of each part of the request.
     pub(super) fn with_items<T: serde::Serialize>(mut self, items: &[T]) -> Self {
         // Made of jobs and documents, which JSON can write.

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use taxiway_job::{JobId, Time};
+use taxiway_job::{ArrayId, JobId, Time};
 use tokio::sync::OwnedMutexGuard;
 
 use super::Api;
@@ -36,6 +36,8 @@ pub(super) enum Outcome {
     Job(JobId),
     /// Several, each with a result of its own.
     Batch(Vec<ItemOutcome>),
+    /// An array and its jobs.
+    Array(ArrayId, Vec<JobId>),
 }
 
 /// What one submission of a batch came to.

@@ -6,6 +6,7 @@
 //! [`Refused`](answer::Refused), which becomes problem+json. Nothing here knows SQL or wasm.
 
 mod answer;
+mod array;
 mod body;
 mod connection;
 mod gate;

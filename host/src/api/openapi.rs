@@ -49,7 +49,7 @@ fn operation(route: &Route) -> Value {
         }));
     }
     let (status, content) = match (route.path, route.answer) {
-        ("/api/v1/jobs", Some(name)) if route.method == "post" => ("201", schema_content(name)),
+        ("/api/v1/jobs", Some(name)) if route.method == "post" => ("201", either_content(name, "SubmittedArray")),
         (_, Some(name)) => ("200", schema_content(name)),
         ("/api/v1/jobs/{id}/log", None) => ("200", json!({"text/plain": {}, "text/event-stream": {}})),
         (_, None) if route.method == "delete" => ("204", json!({})),
@@ -86,7 +86,7 @@ fn operation(route: &Route) -> Value {
             operation["requestBody"]["content"]["application/json"].clone();
     } else if body == Some("Submission") {
         operation["responses"]["200"] =
-            json!({"description": "The verdict of a dry run", "content": schema_content("Verdict")});
+            json!({"description": "The verdict of a dry run", "content": either_content("Verdict", "ArrayVerdict")});
     }
     if let Some(scope) = route.scope {
         operation["security"] = json!([{"token": []}]);
@@ -97,6 +97,12 @@ fn operation(route: &Route) -> Value {
 
 fn schema_content(name: &str) -> Value {
     json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}})
+}
+
+/// The answer for one job, or for an array.
+fn either_content(one: &str, several: &str) -> Value {
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    json!({"application/json": {"schema": {"oneOf": [reference(one), reference(several)]}}})
 }
 
 fn schemas() -> Value {
@@ -128,9 +134,10 @@ fn schemas() -> Value {
         "after_any": ids("the same of jobs that must have ended"),
         "not_before": time(),
         "retries": {"oneOf": [reference("Retries"), {"type": "null"}]},
+        "array": {"oneOf": [reference("Array"), {"type": "null"}]},
         "hold": {"type": ["boolean", "null"]},
     });
-    let job = json!({
+    let mut job = json!({
         "id": {"type": "string", "format": "uuid"},
         "name": text(),
         "state": {"enum": states},
@@ -170,6 +177,11 @@ fn schemas() -> Value {
         "usage": {"type": ["object", "null"]},
         "handover": {"type": ["object", "null"]},
     });
+    // By themselves, as below.
+    job["array_id"] = json!({"type": ["string", "null"], "format": "uuid"});
+    job["array_index"] = json!({"type": ["integer", "null"], "minimum": 0});
+    job["array_params"] = json!({"type": ["object", "null"]});
+    job["array_max_parallel"] = json!({"type": ["integer", "null"], "minimum": 1});
     let mut schemas = json!({
         "Explanation": {"type": "object", "properties": {
             "reason": {"type": ["object", "null"], "properties": {"code": text(), "message": text()}},
@@ -219,6 +231,7 @@ fn schemas() -> Value {
             "ids": texts(),
             "filter": {"type": "object", "additionalProperties": false, "properties": {
                 "state": texts(), "label": texts(), "name": text(), "profile": text(),
+                "array_id": {"type": "string", "format": "uuid"},
             }},
         }},
         "CancelledMany": {"type": "object", "properties": {
@@ -303,6 +316,28 @@ fn schemas() -> Value {
             "ours": {"type": "boolean"},
         }}},
         "error": may_be_text(),
+    }});
+    schemas["Array"] = json!({"type": "object", "additionalProperties": false, "required": ["params"], "properties": {
+        "params": {
+            "type": "object", "additionalProperties": {"type": "array", "minItems": 1},
+            "description": "lists of values, of whose product (at most 1,000) each combination is a job. A key that begins with / is a JSON Pointer into `config`, any other a key of it",
+        },
+        "max_parallel": {"type": ["integer", "null"], "minimum": 1, "description": "how many of the jobs may run at a time"},
+    }});
+    schemas["SubmittedArray"] = json!({"type": "object", "properties": {
+        "array_id": {"type": "string", "format": "uuid"},
+        "items": {"type": "array", "items": reference("Job")},
+    }});
+    schemas["ArrayVerdict"] = json!({"type": "object", "properties": {
+        "accepted": {"type": "boolean"},
+        "items": {"type": "array", "items": {"type": "object", "properties": {
+            "array_index": {"type": "integer"},
+            "array_params": {"type": "object"},
+            "accepted": {"type": "boolean"},
+            "problems": {"type": "array", "items": reference("Finding")},
+            "config": {"type": "object"},
+            "rewrites": {"type": "array", "items": {"type": "object"}},
+        }}},
     }});
     schemas["GpuSeries"] = json!({"type": "object", "properties": {
         "uuid": text(),

@@ -11,6 +11,7 @@ use serde_path_to_error::{Path, Segment};
 use taxiway_job::{JobId, Problem, Terms};
 
 use super::answer::{Refused, problem};
+use super::array;
 use super::wire::Submission;
 use crate::admission::Draft;
 use crate::config::{keys_of, nearest};
@@ -79,7 +80,8 @@ impl<'de> Deserialize<'de> for Whole {
     }
 }
 
-/// What admission judges. Call it with a submission that [`parse`] has let through.
+/// What admission judges. Call it with a submission that [`parse`] has let through; of an array it is what all members have in
+/// common.
 pub(super) fn draft(id: JobId, submission: Submission) -> Draft {
     Draft {
         id,
@@ -97,8 +99,10 @@ pub(super) fn draft(id: JobId, submission: Submission) -> Draft {
             after: ids(submission.after),
             after_any: ids(submission.after_any),
             not_before: submission.not_before,
+            array: None,
             retries: submission.retries.unwrap_or_default(),
         },
+        array: None,
         priority: submission.priority,
         time_limit: submission.time_limit,
         grace: submission.grace,
@@ -203,7 +207,7 @@ fn pointer_of(path: &Path) -> String {
 }
 
 /// A JSON Pointer (RFC 6901).
-fn pointer<'a>(segments: impl IntoIterator<Item = &'a str>) -> String {
+pub(super) fn pointer<'a>(segments: impl IntoIterator<Item = &'a str>) -> String {
     segments.into_iter().map(|segment| format!("/{}", segment.replace('~', "~0").replace('/', "~1"))).collect()
 }
 
@@ -229,6 +233,9 @@ fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
                 }
             }
         }
+    }
+    if let Some(asked) = &submission.array {
+        array::check(asked, submission, before.is_some(), &mut problems);
     }
     let arguments = submission.command.iter().flatten();
     for (index, _) in arguments.clone().enumerate().filter(|(_, argument)| argument.len() >= LONGEST_ARGUMENT) {

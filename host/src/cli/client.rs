@@ -12,7 +12,10 @@ use taxiway_job::JobId;
 use super::Connect;
 use super::sse::EventStream;
 use crate::api::socket::SocketPath;
-use crate::api::wire::{self, Explanation, Job, Page, ProblemDocument, QueueSummary, Removed, Submission, Verdict};
+use crate::api::wire::{
+    self, ArrayVerdict, CancelMany, CancelledMany, Explanation, Job, Page, ProblemDocument, QueueSummary, Removed,
+    Submission, SubmittedArray, Verdict,
+};
 use crate::config::{self, SYSTEM_SOCKET};
 
 /// A request that was not answered as asked for.
@@ -113,6 +116,18 @@ impl Client {
 
     pub(super) async fn dry_run(&self, submission: &Submission) -> Result<Verdict<'static>, ClientError> {
         self.json(self.request(Method::POST, "/api/v1/jobs?dry_run=true").json(submission)).await
+    }
+
+    pub(super) async fn submit_array(&self, submission: &Submission) -> Result<SubmittedArray<'static>, ClientError> {
+        self.json(self.request(Method::POST, "/api/v1/jobs").json(submission)).await
+    }
+
+    pub(super) async fn dry_run_array(&self, submission: &Submission) -> Result<ArrayVerdict<'static>, ClientError> {
+        self.json(self.request(Method::POST, "/api/v1/jobs?dry_run=true").json(submission)).await
+    }
+
+    pub(super) async fn cancel_many(&self, request: &CancelMany) -> Result<CancelledMany<'static>, ClientError> {
+        self.json(self.request(Method::POST, "/api/v1/jobs/cancel").json(request)).await
     }
 
     pub(super) async fn jobs(&self, query: &[(&str, String)]) -> Result<Page<Job<'static>>, ClientError> {

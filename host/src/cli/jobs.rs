@@ -1,12 +1,12 @@
-//! `taxiway ls`, `show`, `cancel`, `hold`, `release`, `retry`, `requeue`, `move`
+//! `taxiway ls`, `show`, `hold`, `release`, `retry`, `requeue`, `move`
 
 use clap::Args;
-use taxiway_job::{State, Time};
+use taxiway_job::{ArrayId, State, Time};
 
 use super::client::Client;
 use super::submit::patch_lines;
 use super::terminal::{self, Style, ago, bar, print, print_json, printable, span, stdout_style, table};
-use super::{outcome, terminal::stderr_style};
+use super::{array, outcome, terminal::stderr_style};
 use crate::api::wire::{self, Job, MoveTo, Page};
 
 /// List jobs.
@@ -29,6 +29,9 @@ pub(super) struct Ls {
     /// Only jobs of this profile.
     #[arg(short, long)]
     profile: Option<String>,
+    /// Only jobs of this array.
+    #[arg(long, value_name = "ID")]
+    array: Option<ArrayId>,
     /// The most jobs.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
@@ -60,6 +63,7 @@ impl Ls {
         query.extend(self.labels.iter().map(|label| ("label", label.clone())));
         query.extend(self.name.iter().map(|name| ("name", name.clone())));
         query.extend(self.profile.iter().map(|profile| ("profile", profile.clone())));
+        query.extend(self.array.map(|array| ("array_id", array.to_string())));
         let mut all: Page<Job<'static>> = Page { items: Vec::new(), next_cursor: None };
         loop {
             // Pages have at most 1,000.
@@ -200,6 +204,9 @@ fn description(job: &Job<'_>, now: Time, style: Style) -> anyhow::Result<String>
             line(label, printable(value));
         }
     }
+    if let (Some(id), Some(params)) = (job.array_id, &job.array_params) {
+        line("array", format!("{id}, number {}: {}", job.array_index.unwrap_or(0), array::told(params)));
+    }
     line(
         "gpus",
         if job.gpu_uuids.is_empty() {
@@ -320,7 +327,7 @@ impl Move {
 }
 
 /// Does it to each; one that cannot be done does not keep the others from it.
-async fn operate(
+pub(super) async fn operate(
     ids: &[String],
     client: &Client,
     verb: &str,

@@ -3,6 +3,7 @@
 //! Everything but `serve`, `service` and `config` talks to a running service through [`client`], which knows nothing of the service but
 //! the types of [`crate::api::wire`]. One command a file.
 
+mod array;
 mod client;
 mod config;
 mod edit;
@@ -91,7 +92,7 @@ enum Command {
     /// Print a job's log.
     Logs(follow::Logs),
     /// Cancel jobs. What runs gets SIGTERM, and SIGKILL after its grace.
-    Cancel(jobs::Operate),
+    Cancel(array::Cancel),
     /// Take queued jobs out of the line until they are released.
     Hold(jobs::Operate),
     /// Put held jobs back into the line.
@@ -167,7 +168,7 @@ fn ask(command: Command, connect: &Connect, json: bool) -> anyhow::Result<ExitCo
             Command::Show(show) => show.run(&client, json).await.map(done),
             Command::Explain(explain) => explain.run(&client, json).await.map(done),
             Command::Logs(logs) => logs.run(&client, json).await,
-            Command::Cancel(operate) => operate.run(&client, "cancel", json).await.map(done),
+            Command::Cancel(cancel) => cancel.run(&client, json).await.map(done),
             Command::Hold(operate) => operate.run(&client, "hold", json).await.map(done),
             Command::Release(operate) => operate.run(&client, "release", json).await.map(done),
             Command::Retry(operate) => operate.run(&client, "retry", json).await.map(done),

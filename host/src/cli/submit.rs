@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use taxiway_job::{EnvValue, FailureClass, Retries, Time};
+use taxiway_job::{EnvValue, FailureClass, Problem, Retries, Rewrite, Time};
 
 use super::client::Client;
 use super::terminal::{print, print_json, printable, stderr_style, stdout_style};
-use super::{exit, follow, outcome};
-use crate::api::wire::{Job, Submission, Verdict};
+use super::{array, exit, follow, outcome};
+use crate::api::wire::{Array, Job, Submission, Verdict};
 
 /// Submit a job.
 #[derive(Debug, Args)]
@@ -23,6 +23,7 @@ Examples:
   taxiway submit --config run.json --gpus 2 --time-limit 6h -- python3 train.py --config {config_file}
   taxiway submit --profile training --config '{\"lr\": 1e-4}' --wait
   taxiway submit --config run.toml --dry-run -- python3 train.py {config_file}
+  taxiway submit --array lr=0.1,0.01 --array seed=1,2,3 --max-parallel 1 -- python3 train.py {config_file}
 {config_file}, {job_id}, {external_id}, {job_dir} and {attempt} in the command are replaced when the job starts. It runs in the
 present directory, with PATH, VIRTUAL_ENV, CONDA_* and LD_LIBRARY_PATH as they are here; under a profile, in the profile's.")]
 pub(super) struct Submit {
@@ -92,6 +93,13 @@ pub(super) struct Submit {
     /// Only after these failures: exit, signal, timeout, cuda_oom, host_oom …
     #[arg(long, value_name = "CLASS", value_delimiter = ',', requires = "retries")]
     retry_on: Vec<FailureClass>,
+    /// One job for each combination of such values, which go into the configuration: KEY=VALUE,VALUE or KEY=[JSON]. A KEY that
+    /// begins with / is a JSON Pointer. May be given several times.
+    #[arg(long = "array", value_name = "KEY=VALUE,…", value_parser = array::values, conflicts_with = "follow")]
+    arrays: Vec<(String, Vec<Value>)>,
+    /// How many jobs of the array may run at a time.
+    #[arg(long, value_name = "N", requires = "arrays")]
+    max_parallel: Option<u32>,
     /// Let it wait until it is released.
     #[arg(long)]
     hold: bool,
@@ -117,6 +125,9 @@ impl Submit {
             for id in ids {
                 *id = client.resolve(id).await?.to_string();
             }
+        }
+        if submission.array.is_some() {
+            return array::submit(client, &submission, array::Answer { dry_run, wait, quiet, json }).await;
         }
         if dry_run {
             let verdict = client.dry_run(&submission).await?;
@@ -167,6 +178,10 @@ impl Submit {
             let on = if self.retry_on.is_empty() { default.on } else { self.retry_on };
             Retries { max, backoff: self.retry_backoff.unwrap_or(default.backoff), on }
         });
+        let array = (!self.arrays.is_empty()).then(|| Array {
+            params: self.arrays.into_iter().map(|(key, values)| (key, Value::Array(values))).collect(),
+            max_parallel: self.max_parallel,
+        });
         Ok(Submission {
             command: (!self.command.is_empty()).then_some(self.command),
             profile: self.profile,
@@ -187,6 +202,7 @@ impl Submit {
             after_any: (!self.after_any.is_empty()).then_some(self.after_any),
             not_before: self.not_before,
             retries,
+            array,
             hold: self.hold.then_some(true),
         })
     }
@@ -215,12 +231,18 @@ fn announce(job: &Job<'_>, json: bool, quiet: bool, follow: bool) -> anyhow::Res
 }
 
 fn told(verdict: &Verdict<'_>) -> String {
+    let text = format!("{}\n", if verdict.accepted { "It would be accepted." } else { "It would be refused." });
+    text + &found(&verdict.problems, &verdict.rewrites)
+}
+
+/// What a dry run found, and what plugins would change.
+pub(super) fn found(problems: &[Problem], rewrites: &[Rewrite]) -> String {
     let style = stdout_style();
-    let mut text = format!("{}\n", if verdict.accepted { "It would be accepted." } else { "It would be refused." });
-    for problem in verdict.problems.iter() {
+    let mut text = String::new();
+    for problem in problems {
         text.push_str(&outcome::problem_lines(problem, style));
     }
-    for rewrite in verdict.rewrites.iter() {
+    for rewrite in rewrites {
         text.push_str(&format!("{} {} would change:\n", printable(&rewrite.plugin), printable(&rewrite.version)));
         text.push_str(&patch_lines(&rewrite.patch));
     }

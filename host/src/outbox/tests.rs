@@ -167,6 +167,7 @@ fn job() -> Job {
             external_id: None,
             config_format: ConfigFormat::Json,
             terms: taxiway_job::Terms::default(),
+            array: None,
             process: ProcessSpec::default(),
         },
         config: Map::from_iter([("lr".to_owned(), json!(0.1))]),

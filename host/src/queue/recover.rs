@@ -45,6 +45,7 @@ impl Owner {
             let taken = Taken { uuids: attempt.gpu_uuids, idle_since: None, gpu_read: None };
             if attempt.phase == Phase::Armed {
                 entry.busy = true;
+                self.jobs.set_unsettled(attempt.job, true);
                 self.recovering.insert(attempt.launch, attempt.job);
             } else {
                 self.gpus.hold(attempt.job, attempt.launch, &taken.uuids, true);
@@ -109,6 +110,7 @@ impl Owner {
         let Some(job) = self.recovering.remove(&launch) else { return };
         self.owed.push(Change::Go { job, launch, gpu_uuids: Vec::new(), at: Time::now() });
         self.set_state(job, State::Pending);
+        self.jobs.set_unsettled(job, false);
         self.track(job, launch, Taken { uuids: Vec::new(), idle_since: None, gpu_read: None });
         self.resume_operations(job);
     }
@@ -116,6 +118,7 @@ impl Owner {
     /// A launch that the store knows as armed was never told to start: its job waits as before.
     pub(super) fn recovered_as_not_started(&mut self, launch: LaunchId) -> bool {
         let Some(job) = self.recovering.remove(&launch) else { return false };
+        self.jobs.set_unsettled(job, false);
         self.slots.free(launch, None);
         self.owed.push(Change::Disarm { launch });
         self.resume_operations(job);

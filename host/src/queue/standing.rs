@@ -8,7 +8,7 @@ use super::handle::{Mode, Outlook, Standing};
 use super::owner::{Live, Owner};
 
 /// Jobs that a sentence names: more do not help a reader.
-const PREDECESSORS_NAMED: usize = 5;
+const JOBS_NAMED: usize = 5;
 
 /// The last position for which a start is foretold: each job ahead is looked up.
 const OUTLOOK: usize = 1000;
@@ -150,7 +150,7 @@ impl Owner {
                         Some(format!("{job} is {state} and must have {}", if any { "ended" } else { "completed" }))
                     })
                     .collect();
-                let more = open.len().saturating_sub(PREDECESSORS_NAMED);
+                let more = open.len().saturating_sub(JOBS_NAMED);
                 let mut sentence = open[..open.len() - more].join("; ");
                 if more > 0 {
                     sentence.push_str(&format!("; and {more} more"));
@@ -174,9 +174,21 @@ impl Owner {
                     None => format!("attempt {failed} failed, and another follows"),
                 }
             }
-            Condition::ArrayLimit => "as many jobs of its array run as may at a time".into(),
+            Condition::ArrayLimit => self.who_of_its_array(id, entry),
             Condition::GpusUnavailable => self.why_too_few(entry),
         }
+    }
+
+    /// Who keeps a job from starting of whose array as many are under way as may be.
+    fn who_of_its_array(&self, id: JobId, entry: &Entry) -> String {
+        let most = entry.terms().and_then(|terms| terms.array).map_or(0, |limit| limit.max_parallel.get());
+        let under_way: Vec<String> = self.jobs.under_way_in_array(id).map(|job| job.to_string()).collect();
+        let named = under_way[..under_way.len().min(JOBS_NAMED)].join(", ");
+        let more = match under_way.len().saturating_sub(JOBS_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("of its array {most} may run at a time (`max_parallel`), and these do: {named}{more}")
     }
 
     /// Which GPUs are missing to a job.

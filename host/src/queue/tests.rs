@@ -184,6 +184,7 @@ fn job(gpus: u32, priority: i16) -> Job {
             external_id: None,
             config_format: ConfigFormat::Json,
             terms: taxiway_job::Terms::default(),
+            array: None,
             process: ProcessSpec::default(),
         },
         config: Map::new(),

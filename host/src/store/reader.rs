@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use taxiway_job::{
-    Exit, Failure, Handover, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage,
+    ArrayId, Exit, Failure, Handover, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage,
 };
 use tokio::sync::Semaphore;
 
@@ -54,6 +54,8 @@ pub struct JobFilter {
     pub submitted_by: Option<String>,
     /// With this external id.
     pub external_id: Option<String>,
+    /// Of this array.
+    pub array: Option<ArrayId>,
     /// Whose id begins like this (hexadecimal digits, hyphens where a UUID has them).
     pub id_prefix: Option<String>,
     /// The page after this one.
@@ -697,6 +699,9 @@ fn list_query(columns: &str, filter: &JobFilter) -> (String, Vec<Sql>) {
         if let Some(value) = value {
             conditions.push(format!("{column} = {}", bind(value.clone().into())));
         }
+    }
+    if let Some(array) = &filter.array {
+        conditions.push(format!("array_id = {}", bind(array.as_bytes().to_vec().into())));
     }
     if let Some(prefix) = &filter.id_prefix {
         let (low, high) = id_range(prefix);

@@ -29,6 +29,7 @@ pub(crate) fn job_at(name: &str, now: Time) -> Job {
             external_id: None,
             config_format: ConfigFormat::Json,
             terms: taxiway_job::Terms::default(),
+            array: None,
             process: ProcessSpec::default(),
         },
         config: Map::new(),

@@ -414,8 +414,9 @@ fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreErr
     let job = &new.job;
     db.prepare_cached(
         "INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, profile, external_id, body, spec, config,
-            submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms, submitted_beside)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
+            submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms, submitted_beside,
+            array_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
     )?
     .execute(params![
         job.id.as_bytes(),
@@ -440,6 +441,7 @@ fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreErr
         job.submitted_by,
         json_text(&(!job.spec.terms.are_none()).then_some(&job.spec.terms))?,
         json_text(&job.submitted_beside)?,
+        job.spec.array.as_ref().map(|member| member.id.as_bytes()),
     ])?;
     event(db, told, job.submitted_at, &format!("job.{}", job.state), Some(job.id), Map::new())?;
     audit(db, job.submitted_at, &job.submitted_by, "submit", Some(job.id))

@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod arrays;
 mod batch;
 mod cancel;
 mod command_line;

@@ -1,4 +1,4 @@
-//! Names of jobs and of their launches.
+//! Names of jobs, of arrays of them, and of their launches.
 
 use std::fmt;
 use std::str::FromStr;
@@ -54,6 +54,51 @@ impl FromStr for JobId {
 
     fn from_str(text: &str) -> Result<Self, IdError> {
         Uuid::try_parse(text).map(Self).map_err(|_| IdError::Job(text.to_owned()))
+    }
+}
+
+/// An array's id: a UUIDv7, like those of its jobs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ArrayId(Uuid);
+
+impl ArrayId {
+    /// A new id.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The id's 16 bytes, as a store keeps it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl Default for ArrayId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for ArrayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for ArrayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ArrayId({self})")
+    }
+}
+
+impl FromStr for ArrayId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        Uuid::try_parse(text).map(Self).map_err(|_| IdError::Array(text.to_owned()))
     }
 }
 
@@ -123,6 +168,9 @@ pub enum IdError {
     /// Not a UUID, so not a job's id.
     #[error("`{0}` is not a job id: it should read like 01937c3e-8f00-7abc-8def-0123456789ab")]
     Job(String),
+    /// Not a UUID, so not an array's id.
+    #[error("`{0}` is not the id of an array: it should read like 01937c3e-8f00-7abc-8def-0123456789ab")]
+    Array(String),
     /// Not 32 hexadecimal digits, so not a launch's id.
     #[error("`{0}` is not a launch id: it should be 32 hexadecimal digits")]
     Launch(String),

@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::array::Arrays;
 use crate::dependencies::Dependencies;
-use crate::{Condition, JobId, Line, Place, Shift, Spot, State, StopTarget, Target, Terms, Time, Unmet};
+use crate::{ArrayId, Condition, JobId, Line, Place, Shift, Spot, State, StopTarget, Target, Terms, Time, Unmet};
 
 /// A job that has not ended, as small as it can be: there may be a million of them.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct Entry {
     priority: i16,
     rank: i64,
     unmet: Unmet,
+    /// A launch of it is not settled: it may have started.
+    unsettled: bool,
     /// A change of it is being written: it neither starts nor takes another one meanwhile.
     pub busy: bool,
     /// The present attempt, from 1.
@@ -39,6 +42,7 @@ impl Entry {
             priority,
             rank,
             unmet: Unmet::default(),
+            unsettled: false,
             busy: false,
             attempt: 1,
             retries_done: 0,
@@ -94,6 +98,11 @@ impl Entry {
     fn spot(&self) -> Spot {
         Spot::of(self.state, self.unmet, self.gpus)
     }
+
+    /// The array that limits how many of its members are under way.
+    fn array(&self) -> Option<ArrayId> {
+        Some(self.terms()?.array?.array)
+    }
 }
 
 /// All jobs that have not ended. What is decided here is decided without a clock, a disk or a process: the owner of the queue
@@ -106,6 +115,7 @@ pub struct Jobs {
     line: Line,
     held: usize,
     dependencies: Dependencies,
+    arrays: Arrays,
     /// Jobs whose pause before a retry is not over.
     retry_at: HashMap<JobId, Time>,
     /// When a condition that is a matter of time may be met.
@@ -182,6 +192,7 @@ impl Jobs {
         self.held += usize::from(entry.state == State::Held);
         self.line.insert(entry.place(id), entry.spot());
         self.entries.insert(id, entry);
+        self.count_in_array(id);
         for successor in self.dependencies.returned(id) {
             self.set_unmet(successor, Condition::After, true);
         }
@@ -213,6 +224,7 @@ impl Jobs {
         self.held += usize::from(to == State::Held);
         if !to.has_ended() {
             self.line.insert(place, after);
+            self.count_in_array(id);
             return Vec::new();
         }
         self.forget(id);
@@ -236,10 +248,47 @@ impl Jobs {
             if let Some(at) = terms.not_before {
                 self.alarms.remove(&(at, id));
             }
+            if let Some(limit) = terms.array {
+                let turned = self.arrays.leave(limit.array, id);
+                self.limit_members(limit.array, turned);
+            }
         }
         if let Some(at) = self.retry_at.remove(&id) {
             self.alarms.remove(&(at, id));
         }
+    }
+
+    /// A launch of a job that the store knows as waiting is being settled, or is settled. Meanwhile the job may have started, and
+    /// takes a place of its array.
+    pub fn set_unsettled(&mut self, id: JobId, unsettled: bool) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.unsettled = unsettled;
+            self.count_in_array(id);
+        }
+    }
+
+    /// Counts a job among the members of its array. Where that changes for all of them whether they may start, a thousand at most
+    /// take another spot in the line.
+    fn count_in_array(&mut self, id: JobId) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let Some(limit) = entry.terms().and_then(|terms| terms.array) else { return };
+        let turned = self.arrays.count(limit, id, entry.state.is_live() || entry.unsettled);
+        self.limit_members(limit.array, turned);
+        self.set_unmet(id, Condition::ArrayLimit, self.arrays.keeps_waiting(limit.array, id));
+    }
+
+    fn limit_members(&mut self, array: ArrayId, turned: bool) {
+        if !turned {
+            return;
+        }
+        for member in self.arrays.members(array) {
+            self.set_unmet(member, Condition::ArrayLimit, self.arrays.keeps_waiting(array, member));
+        }
+    }
+
+    /// The members of a job's array that are under way, when there is a limit to their number.
+    pub fn under_way_in_array(&self, id: JobId) -> impl Iterator<Item = JobId> {
+        self.entries.get(&id).and_then(Entry::array).into_iter().flat_map(|array| self.arrays.under_way(array))
     }
 
     /// A condition of a job is unmet, or met.
@@ -303,6 +352,11 @@ impl Jobs {
     pub fn edit(&mut self, id: JobId, gpus: u32, priority: i16, terms: Option<Box<Terms>>, now: Time) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         self.line.remove(entry.place(id), entry.spot());
+        debug_assert_eq!(
+            entry.array(),
+            terms.as_ref().and_then(|terms| Some(terms.array?.array)),
+            "no job changes arrays"
+        );
         if let Some(before) = entry.terms.take() {
             self.dependencies.unlink(id, &before);
             if let Some(at) = before.not_before

@@ -7,6 +7,7 @@
 //!
 //! Everything here is plain data and pure functions, so that rules can be tested over millions of cases.
 
+mod array;
 mod condition;
 mod dependencies;
 mod end;
@@ -22,10 +23,11 @@ mod state;
 mod terms;
 mod units;
 
+pub use array::{ArrayLimit, ArrayMember};
 pub use condition::{Condition, Unmet};
 pub use end::{Exit, Failure, FailureClass, Handover, Progress, UnknownFailureClass, Usage};
 pub use forecast::expected_wait;
-pub use id::{IdError, JobId, LaunchId};
+pub use id::{ArrayId, IdError, JobId, LaunchId};
 pub use job::{Beside, Job, Reason, Rewrite, Verdict};
 pub use jobs::{Entry, Jobs};
 pub use line::{Line, Place, Shift, Spot, Target};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ProcessSpec, Terms};
+use crate::{ArrayMember, ProcessSpec, Terms};
 
 /// A job as it was asked for, with every default filled in: what is needed to start it, apart from its configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct JobSpec {
     /// What it asks of the queue beside its slots.
     #[serde(default, skip_serializing_if = "Terms::are_none")]
     pub terms: Terms,
+    /// Which member of an array it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub array: Option<ArrayMember>,
     /// How its process is set up and asked to stop, as its profile says.
     #[serde(default, skip_serializing_if = "ProcessSpec::is_default")]
     pub process: ProcessSpec,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FailureClass, JobId, Time};
+use crate::{ArrayLimit, FailureClass, JobId, Time};
 
 /// The conditions under which a job may start, and on which GPUs. Most jobs have none: what the queue keeps in memory of a
 /// job is small.
@@ -26,6 +26,9 @@ pub struct Terms {
     /// It starts then or later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Time>,
+    /// How many members of its array may be under way at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub array: Option<ArrayLimit>,
     /// What happens when it fails.
     #[serde(skip_serializing_if = "Retries::are_none")]
     pub retries: Retries,

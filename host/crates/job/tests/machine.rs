@@ -5,10 +5,13 @@
 //! slots are free, and ends whom nobody can help any more.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use taxiway_job::{Condition, Entry, JobId, Jobs, Retries, Spot, State, Target, Terms, Time, Unmet};
+use taxiway_job::{
+    ArrayId, ArrayLimit, Condition, Entry, JobId, Jobs, Retries, Spot, State, Target, Terms, Time, Unmet,
+};
 
 /// Sequences of operations. More: `TAXIWAY_TEST_SEQUENCES=1000000`.
 const SEQUENCES: u32 = 200_000;
@@ -25,6 +28,8 @@ enum Op {
         after: Vec<(usize, bool)>,
         not_before: Option<i64>,
         retries: u32,
+        /// Of one of two arrays.
+        array: Option<usize>,
     },
     /// A running job ends: well, badly, or badly and to be tried again after its pause.
     End {
@@ -55,6 +60,11 @@ enum Op {
         which: usize,
         unmet: bool,
     },
+    /// The service was restarted, and it is found out whether a job was told to start; or that is known.
+    Unsettled {
+        which: usize,
+        unsettled: bool,
+    },
     /// Somebody begins or ends a change of a job.
     Busy {
         which: usize,
@@ -70,9 +80,9 @@ fn after() -> impl Strategy<Value = Vec<(usize, bool)>> {
 fn op() -> impl Strategy<Value = Op> {
     let which = || 0usize..12;
     prop_oneof![
-        6 => (-1i16..=1, 0u32..=GPU_SLOTS, prop::bool::weighted(0.1), after(), prop::option::weighted(0.2, 0i64..20), 0u32..2)
-            .prop_map(|(priority, gpus, hold, after, not_before, retries)| Op::Submit {
-                priority, gpus, hold, after, not_before, retries
+        6 => (-1i16..=1, 0u32..=GPU_SLOTS, prop::bool::weighted(0.1), after(), prop::option::weighted(0.2, 0i64..20), 0u32..2, prop::option::of(0usize..2))
+            .prop_map(|(priority, gpus, hold, after, not_before, retries, array)| Op::Submit {
+                priority, gpus, hold, after, not_before, retries, array
             }),
         6 => (which(), any::<bool>()).prop_map(|(which, well)| Op::End { which, well }),
         2 => which().prop_map(Op::Cancel),
@@ -83,9 +93,15 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (which(), which(), 0u8..4).prop_map(|(which, to, kind)| Op::Move { which, to, kind }),
         1 => (which(), 0u32..=GPU_SLOTS, after()).prop_map(|(which, gpus, after)| Op::Edit { which, gpus, after }),
         1 => (which(), any::<bool>()).prop_map(|(which, unmet)| Op::Limit { which, unmet }),
+        1 => (which(), any::<bool>()).prop_map(|(which, unsettled)| Op::Unsettled { which, unsettled }),
         1 => (which(), any::<bool>()).prop_map(|(which, busy)| Op::Busy { which, busy }),
         2 => (1i64..15).prop_map(Op::Pass),
     ]
+}
+
+/// Whether a job takes a place of its array.
+fn is_under_way(known: &Known) -> bool {
+    known.state.is_live() || known.unsettled
 }
 
 /// A job as the reference knows it.
@@ -98,12 +114,15 @@ struct Known {
     attempt: u32,
     retries_done: u32,
     retry_at: Option<Time>,
-    limited: bool,
+    without_gpus: bool,
+    unsettled: bool,
     busy: bool,
 }
 
 #[derive(Default)]
 struct World {
+    /// Two arrays; of the first one member may run at a time, of the second two.
+    arrays: [ArrayId; 2],
     jobs: Jobs,
     now: i64,
     /// Every job that there ever was, in the order of submission.
@@ -150,7 +169,17 @@ impl World {
             )
             .with(Condition::NotBefore, known.terms.not_before.is_some_and(|at| at > self.time()))
             .with(Condition::RetryBackoff, known.retry_at.is_some_and(|at| at > self.time()))
-            .with(Condition::ArrayLimit, known.limited)
+            .with(Condition::GpusUnavailable, known.without_gpus)
+            .with(Condition::ArrayLimit, !is_under_way(known) && self.is_full(known))
+    }
+
+    /// Whether as many of a job's array are under way as may be.
+    fn is_full(&self, known: &Known) -> bool {
+        let of_it = |other: &&Known| other.terms.array == known.terms.array && is_under_way(other);
+        known
+            .terms
+            .array
+            .is_some_and(|limit| self.known.values().filter(of_it).count() >= limit.max_parallel.get() as usize)
     }
 
     fn is_in_vain(&self, known: &Known) -> bool {
@@ -164,7 +193,8 @@ impl World {
         if to.has_ended() {
             self.order.retain(|other| *other != id);
             known.busy = false;
-            known.limited = false;
+            known.without_gpus = false;
+            known.unsettled = false;
             known.retry_at = None;
         }
         self.jobs.set_state(id, to)
@@ -220,13 +250,17 @@ impl World {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Submit { priority, gpus, hold, after, not_before, retries } => {
+            Op::Submit { priority, gpus, hold, after, not_before, retries, array } => {
                 if self.ids.len() >= 12 {
                     return;
                 }
                 let id = JobId::new();
                 let mut terms = self.terms(&after, id);
                 terms.not_before = not_before.map(|wait| Time::from_millis(self.now + wait));
+                terms.array = array.map(|array| ArrayLimit {
+                    array: self.arrays[array],
+                    max_parallel: NonZeroU32::MIN.saturating_add(array as u32),
+                });
                 terms.retries =
                     Retries { max: retries, backoff: std::time::Duration::from_millis(7), ..Retries::default() };
                 let state = if hold { State::Held } else { State::Queued };
@@ -238,7 +272,8 @@ impl World {
                     attempt: 1,
                     retries_done: 0,
                     retry_at: None,
-                    limited: false,
+                    without_gpus: false,
+                    unsettled: false,
                     busy: false,
                 };
                 self.ids.push(id);
@@ -303,7 +338,8 @@ impl World {
                 let Some(id) = self.pick(which, |known| matches!(known.state, State::Queued | State::Held)) else {
                     return;
                 };
-                let terms = Terms { not_before: self.known[&id].terms.not_before, ..self.terms(&after, id) };
+                let Terms { not_before, array, .. } = self.known[&id].terms;
+                let terms = Terms { not_before, array, ..self.terms(&after, id) };
                 if self.jobs.closes_a_circle(id, &terms) {
                     return;
                 }
@@ -318,8 +354,13 @@ impl World {
             }
             Op::Limit { which, unmet } => {
                 let Some(id) = self.pick(which, |known| !known.state.has_ended()) else { return };
-                self.known.get_mut(&id).expect("it is known").limited = unmet;
-                self.jobs.set_unmet(id, Condition::ArrayLimit, unmet);
+                self.known.get_mut(&id).expect("it is known").without_gpus = unmet;
+                self.jobs.set_unmet(id, Condition::GpusUnavailable, unmet);
+            }
+            Op::Unsettled { which, unsettled } => {
+                let Some(id) = self.pick(which, |known| known.state == State::Queued) else { return };
+                self.known.get_mut(&id).expect("it is known").unsettled = unsettled;
+                self.jobs.set_unsettled(id, unsettled);
             }
             Op::Busy { which, busy } => {
                 let Some(id) = self.pick(which, |known| !known.state.has_ended()) else { return };
@@ -385,6 +426,7 @@ impl World {
             let next = self.jobs.head(Spot::Gpu).filter(fits);
             let Some(id) = next.or_else(|| self.jobs.head(Spot::Cpu).filter(|_| cpu < CPU_SLOTS)) else { return };
             assert!(self.started.insert((id, self.known[&id].attempt)), "an attempt was started twice");
+            assert!(self.known[&id].unsettled || !self.is_full(&self.known[&id]), "too many of an array run");
             assert!(self.set(id, State::Pending).is_empty() && self.set(id, State::Running).is_empty());
         }
     }
@@ -400,6 +442,13 @@ impl World {
             assert_eq!((entry.state(), entry.attempt), (known.state, known.attempt));
             assert_eq!(entry.place(*id).priority(), known.priority);
             assert_eq!(entry.unmet(), self.unmet(known), "conditions of {known:?}");
+            let mut under_way: Vec<JobId> = self.jobs.under_way_in_array(*id).collect();
+            under_way.sort_unstable();
+            let of_its_array = |other: &Known| known.terms.array.is_some() && other.terms.array == known.terms.array;
+            let counts = |other: &&JobId| is_under_way(&self.known[other]) && of_its_array(&self.known[other]);
+            let mut expected: Vec<JobId> = self.order.iter().filter(counts).copied().collect();
+            expected.sort_unstable();
+            assert_eq!(under_way, expected);
             if known.state != State::Queued {
                 assert_eq!(self.jobs.position(*id), None);
                 continue;
@@ -427,10 +476,11 @@ impl World {
         self.jobs.ring(self.time());
         for id in self.ids.clone() {
             let known = self.known.get_mut(&id).expect("it is known");
-            (known.limited, known.busy) = (false, false);
+            (known.without_gpus, known.unsettled, known.busy) = (false, false, false);
             if let Some(entry) = self.jobs.get_mut(id) {
                 entry.busy = false;
-                self.jobs.set_unmet(id, Condition::ArrayLimit, false);
+                self.jobs.set_unmet(id, Condition::GpusUnavailable, false);
+                self.jobs.set_unsettled(id, false);
             }
             if self.known[&id].state == State::Held {
                 assert!(self.set(id, State::Queued).is_empty());

@@ -70,6 +70,9 @@ async fn all_of(api: &Api, caller: &Caller, filter: CancelFilter) -> Result<(Vec
     for text in &filter.state {
         jobs::states(text, &mut wanted.states)?;
     }
+    if let Some(text) = &filter.array_id {
+        wanted.array = Some(jobs::array_id(text)?);
+    }
     for text in &filter.label {
         wanted.labels.push(jobs::label(text)?);
     }

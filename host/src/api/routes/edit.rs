@@ -21,8 +21,11 @@ use crate::store::Scope;
 const TRIES: usize = 5;
 
 /// Fields of a submission that say how a job came to be, or that have operations of their own.
-const NOT_EDITABLE: [(&str, &str); 2] =
-    [("profile", "submit a new job under the other profile"), ("hold", "use /hold and /release")];
+const NOT_EDITABLE: [(&str, &str); 3] = [
+    ("profile", "submit a new job under the other profile"),
+    ("hold", "use /hold and /release"),
+    ("array", "a job stays the member of an array that it is: submit a new array"),
+];
 
 pub(super) async fn edit(
     api: State,
@@ -122,6 +125,7 @@ async fn apply(api: &Api, caller: &Caller, job: Job, patch: &Map<String, Value>)
     }
     let mut draft = submission::draft(id, patched(&job, patch)?);
     draft.problems = submit::unknown_predecessors(api, &draft.terms).await?;
+    (draft.array, draft.terms.array) = (job.spec.array.clone(), job.spec.terms.array);
     let admitted = api.service.admission.judge(draft, &job.submitted_by, false).await.map_err(Refused::from)?.job;
     if admitted.state == JobState::Held && job.state == JobState::Queued {
         // A plugin failed that wants jobs held then.
@@ -179,6 +183,7 @@ fn as_submitted(job: &Job) -> Submission {
         after_any: texts(&spec.terms.after_any),
         not_before: spec.terms.not_before,
         retries: Some(spec.terms.retries.clone()),
+        array: None,
         hold: None,
     }
 }

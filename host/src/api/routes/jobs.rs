@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, RawQuery};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use taxiway_job::{Job, JobId, State as JobState};
+use taxiway_job::{ArrayId, Job, JobId, State as JobState};
 
 use super::super::answer::Refused;
 use super::super::{Api, State, wire};
@@ -16,7 +16,8 @@ use crate::store::{Cursor, JobFilter};
 pub(super) const LIMIT: usize = 100;
 pub(super) const MOST: usize = 1000;
 
-const PARAMETERS: [&str; 9] = ["state", "label", "name", "profile", "external_id", "id", "sort", "limit", "cursor"];
+const PARAMETERS: [&str; 10] =
+    ["state", "label", "name", "profile", "external_id", "array_id", "id", "sort", "limit", "cursor"];
 
 pub(super) async fn list(api: State, RawQuery(query): RawQuery) -> Result<Response, Refused> {
     let filter = filter(query.as_deref().unwrap_or_default())?;
@@ -75,6 +76,7 @@ fn filter(query: &str) -> Result<JobFilter, Refused> {
             "name" => filter.name = Some(value),
             "profile" => filter.profile = Some(value),
             "external_id" => filter.external_id = Some(value),
+            "array_id" => filter.array = Some(array_id(&value)?),
             "id" => {
                 if !value.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
                     let detail = format!("id is `{value}`: give the first digits of a job's id");
@@ -115,6 +117,11 @@ fn filter(query: &str) -> Result<JobFilter, Refused> {
         }
     }
     Ok(filter)
+}
+
+/// The array that a text names.
+pub(super) fn array_id(text: &str) -> Result<ArrayId, Refused> {
+    text.parse().map_err(|error: taxiway_job::IdError| Refused::invalid_request(error.to_string()))
 }
 
 /// The states of a text like `queued,running`.
@@ -159,6 +166,7 @@ mod tests {
             ("cursor=x", "next_cursor"),
             ("sort=name", "submitted_at"),
             ("id=xyz", "first digits"),
+            ("array_id=0193", "not the id of an array"),
         ] {
             let refused = filter(query).expect_err(query);
             assert!(refused.document().detail.contains(says), "{query}: {}", refused.document().detail);

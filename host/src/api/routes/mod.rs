@@ -1,5 +1,6 @@
 //! Every route: one table, from which the router and `/openapi.json` are made.
 
+mod array;
 mod batch;
 mod cancel;
 mod edit;
@@ -86,7 +87,7 @@ pub(super) static ROUTES: &[Route] = &[
     route!(post "/api/v1/jobs", SUBMIT, submit::submit, ["dry_run"] -> Some("Job"), "Submit a job, or ask what would become of it"),
     route!(post "/api/v1/jobs/batch", SUBMIT, batch::submit, ["atomic"] -> Some("Batch"), "Submit up to 1,000 jobs, with a result for each"),
     route!(post "/api/v1/jobs/cancel", SUBMIT, cancel::cancel, [] -> Some("CancelledMany"), "Cancel many jobs, by their ids or by a filter"),
-    route!(get "/api/v1/jobs", READ, jobs::list, ["state" "label" "name" "profile" "external_id" "id" "sort" "limit" "cursor"] -> Some("Page"), "List jobs"),
+    route!(get "/api/v1/jobs", READ, jobs::list, ["state" "label" "name" "profile" "external_id" "array_id" "id" "sort" "limit" "cursor"] -> Some("Page"), "List jobs"),
     route!(get "/api/v1/jobs/{id}", READ, jobs::one, [] -> Some("Job"), "One job"),
     route!(patch "/api/v1/jobs/{id}", SUBMIT, edit::edit, [] -> Some("Job"), "Change a job that waits, or the time limit of one that runs"),
     route!(get "/api/v1/jobs/{id}/explain", READ, explain::explain, [] -> Some("Explanation"), "Why it waits or failed, and what plugins said of it"),

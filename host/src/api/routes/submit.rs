@@ -16,7 +16,7 @@ use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Begun, Outcome};
 use super::super::{Api, State, body, submission, wire};
-use super::batch;
+use super::{array, batch};
 use crate::admission::{Draft, Refusal};
 use crate::queue::{self, QueueError, Standing};
 use crate::store::{BodyHash, Scope, StoreError};
@@ -42,7 +42,11 @@ pub(super) async fn submit(
     };
     let bytes = body::json(&headers, body).await?;
     if parameters.dry_run {
-        let mut draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
+        let mut submission = submission::parse(&bytes)?;
+        if let Some(asked) = submission.array.take() {
+            return array::dry_run(&api, &caller, &asked, submission, bytes.len()).await;
+        }
+        let mut draft = submission::draft(JobId::new(), submission);
         may_submit(&caller, &draft)?;
         draft.problems = unknown_predecessors(&api, &draft.terms).await?;
         return dry_run(&api, &caller, draft).await;
@@ -55,10 +59,17 @@ pub(super) async fn submit(
             Begun::First(claim) => Some(claim),
             Begun::Unkeyed => None,
         };
-        let mut draft = submission::draft(JobId::new(), submission::parse(&bytes)?);
+        let body = BodyHash(Sha256::digest(&bytes).into());
+        let mut submission = submission::parse(&bytes)?;
+        if let Some(asked) = submission.array.take() {
+            match array::submit(&api, &caller, &asked, submission, bytes.len(), body, claim.as_ref()).await? {
+                Some(response) => return Ok(response),
+                None => continue,
+            }
+        }
+        let mut draft = submission::draft(JobId::new(), submission);
         may_submit(&caller, &draft)?;
         draft.problems = unknown_predecessors(&api, &draft.terms).await?;
-        let body = BodyHash(Sha256::digest(&bytes).into());
         let job = judge(&api, &caller, draft).await?;
         let key = claim.as_ref().map(|claim| claim.key(&Outcome::Job(job.id)));
         let submission = queue::Submission { jobs: vec![job.clone()], body, key };
@@ -89,6 +100,7 @@ pub(super) async fn replay(api: &Api, outcome: Outcome) -> Result<Response, Refu
             created(&job, &super::jobs::standing_of(api, id).await)
         }
         Outcome::Batch(items) => batch::again(api, items).await?,
+        Outcome::Array(id, jobs) => array::again(api, id, jobs).await?,
     };
     idempotency::mark_replayed(&mut response);
     Ok(response)

@@ -8,8 +8,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use taxiway_job::{
-    ConfigFormat, EnvValue, Exit, Failure, Handover, JobId, Problem, Progress, Reason, Retries, Rewrite, State, Time,
-    Usage,
+    ArrayId, ConfigFormat, EnvValue, Exit, Failure, Handover, JobId, Problem, Progress, Reason, Retries, Rewrite,
+    State, Time, Usage,
 };
 
 use crate::queue::Standing;
@@ -61,6 +61,14 @@ pub struct Job<'a> {
     pub grace: Duration,
     /// The submitter's own id.
     pub external_id: Option<Cow<'a, str>>,
+    /// The array that it is a member of.
+    pub array_id: Option<ArrayId>,
+    /// Its number there, from 0.
+    pub array_index: Option<u32>,
+    /// The values that make it this member, by their keys.
+    pub array_params: Option<Cow<'a, Map<String, Value>>>,
+    /// How many members may run at a time; null for any number.
+    pub array_max_parallel: Option<u32>,
     /// Language of the configuration file.
     pub config_format: ConfigFormat,
     /// The configuration it runs with.
@@ -124,6 +132,10 @@ impl<'a> Job<'a> {
             time_limit: spec.time_limit,
             grace: spec.grace,
             external_id: spec.external_id.as_deref().map(Cow::Borrowed),
+            array_id: spec.array.as_ref().map(|member| member.id),
+            array_index: spec.array.as_ref().map(|member| member.index),
+            array_params: spec.array.as_ref().map(|member| Cow::Borrowed(&member.params)),
+            array_max_parallel: spec.terms.array.map(|limit| limit.max_parallel.get()),
             config_format: spec.config_format,
             config: Cow::Borrowed(&job.config),
             submitted_config: Cow::Borrowed(job.submitted_config.as_ref().unwrap_or(&job.config)),
@@ -214,6 +226,7 @@ pub(crate) mod tests {
                 external_id: None,
                 config_format: ConfigFormat::Json,
                 terms: taxiway_job::Terms::default(),
+                array: None,
                 process: ProcessSpec::default(),
             },
             config: Map::from_iter([("lr".to_owned(), json!(0.1))]),

@@ -71,6 +71,9 @@ pub struct CancelFilter {
     /// Of this profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Of this array.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub array_id: Option<String>,
 }
 
 /// A list of texts, or one text.

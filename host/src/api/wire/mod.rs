@@ -3,6 +3,7 @@
 //! Answers borrow from the model (`Cow`), so that a submission is answered without copying the job; read by a client, the
 //! same types own what they hold.
 
+mod array;
 mod event;
 mod gpu;
 mod history;
@@ -15,6 +16,7 @@ mod submission;
 pub mod training;
 
 pub use crate::retention::Removed;
+pub use array::{Array, ArrayVerdict, MemberVerdict, RefusedMember, SubmittedArray};
 pub use event::{Event, Heard};
 pub use gpu::{Gpu, GpuProcess, GpuSeries};
 pub use history::{Attempt, AuditItem, DeliveryItem, HandoverItem};

@@ -31,7 +31,7 @@ pub struct ProblemDocument {
     /// The job's state, when that forbids the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// What became of each submission of a batch that was refused as a whole.
+    /// What became of each submission of a batch that was refused as a whole; of an array, the first members that were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub items: Option<Value>,
 }

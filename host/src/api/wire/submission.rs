@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use taxiway_job::{ConfigFormat, EnvValue, Retries, Time};
 
+use super::Array;
+
 /// A submission. Every field may be absent or null, which mean the same.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -68,6 +70,9 @@ pub struct Submission {
     /// How often it is tried again when it fails, and when.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<Retries>,
+    /// One job for each combination of values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub array: Option<Array>,
     /// Start in `held`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold: Option<bool>,

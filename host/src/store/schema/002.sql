@@ -46,3 +46,7 @@ CREATE TABLE gpu_quarantine (
     boot_id TEXT    NOT NULL,
     at      INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- Jobs that were submitted together as an array.
+ALTER TABLE jobs ADD COLUMN array_id BLOB;
+CREATE INDEX jobs_array ON jobs (array_id) WHERE array_id IS NOT NULL;
