@@ -95,7 +95,10 @@ async fn judge(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<(Vec<JobId>, 
     Ok((ids, judged))
 }
 
-fn read(bytes: &[u8]) -> Result<Vec<(JobId, Result<wire::Submission, Refused>)>, Refused> {
+/// A submission that may be wrong, and the id that its job would have.
+type Read = (JobId, Result<wire::Submission, Refused>);
+
+fn read(bytes: &[u8]) -> Result<Vec<Read>, Refused> {
     let new_ids = |count: usize| std::iter::repeat_with(JobId::new).take(count).collect::<Vec<JobId>>();
     // What is right is read in one go; only what is not is looked at one by one.
     let (ids, submissions) = match list_of::<submission::Whole>(bytes) {
