@@ -16,7 +16,7 @@ need = command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-ge
 # $(call cargo_tool,SUBCOMMAND): a subcommand of cargo, built from crates.io when it is absent.
 cargo_tool = cargo $(1) --version >/dev/null 2>&1 || cargo install cargo-$(1) --locked
 
-.PHONY: help setup build run demo test bench bench-plugins fmt lint deny advisories doc ci
+.PHONY: help setup build run demo test bench bench-plugins bench-scale fmt lint deny advisories doc ci
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ test: setup ## run every test
 		$${nextest:+cargo nextest run --locked --workspace --manifest-path $$workspace --no-fail-fast}; \
 	done
 
-bench: build bench-plugins ## measure hand-over, submission and plugins beside their floors
+bench: build bench-plugins bench-scale ## measure hand-over, submission, plugins and scale beside floors and targets
 	@$(call need,wrk,wrk)
 	cargo build --release --locked --package taxiway-fake-nvml
 	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --nvml $(TARGET_DIR)/release/libtaxiway_fake_nvml.so --json $(TARGET_DIR)/bench.json
@@ -63,6 +63,9 @@ bench-plugins: setup ## measure what plugins cost, and what hostile ones do to o
 	python3 tests/bench/plugins.py --json $(TARGET_DIR)/bench-plugins.json -- \
 		cargo bench --locked --package taxiway --package taxiway-plugin-host --bench call -- \
 		$(TARGET_DIR)/plugins/wasm32-wasip2/release/batch_limit.wasm $(CURDIR)/tests/bench/batch-limit.toml
+
+bench-scale: build ## measure a million waiting jobs, and an idle service
+	python3 tests/bench/scale.py --taxiway $(TAXIWAY) --json $(TARGET_DIR)/bench-scale.json
 
 fmt: ## check the formatting
 	$(foreach workspace,$(WORKSPACES),cargo fmt --all --check --manifest-path $(workspace) &&) true

@@ -51,6 +51,11 @@ class Service:
     def __exit__(self, *_):
         self.stop()
 
+    @property
+    def pid(self):
+        """Of the service's own process."""
+        return self._process.pid
+
     def stop(self):
         """Graceful stop; answers the exit status. A second call changes nothing."""
         if self._connection:
