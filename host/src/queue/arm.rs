@@ -328,6 +328,7 @@ impl Owner {
         let Some(at) = self.armed.iter().position(|armed| armed.launch == launch) else { return };
         let armed = self.armed.remove(at);
         self.owed.push(Change::Disarm { launch });
+        self.then.confirm.push(launch);
         if armed.stage != Stage::Leaving {
             let why = reason.unwrap_or_else(|| "its shim went away".into());
             tracing::warn!(job = %armed.job, %launch, why, "a launch could not be armed");

@@ -222,7 +222,7 @@ pub(super) type Answering = Box<dyn FnOnce(Result<(), QueueError>) + Send>;
 /// What waits for the facts of a turn to be durable.
 #[derive(Default)]
 pub(super) struct Then {
-    /// Launches whose end is among them: their shims may leave.
+    /// Launches of which nothing more is to be known then: their shims may leave.
     pub(super) confirm: Vec<LaunchId>,
     /// Answers, with whether it worked.
     pub(super) answers: Vec<Answering>,

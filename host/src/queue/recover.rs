@@ -121,6 +121,7 @@ impl Owner {
         self.jobs.set_unsettled(job, false);
         self.slots.free(launch, None);
         self.owed.push(Change::Disarm { launch });
+        self.then.confirm.push(launch);
         self.resume_operations(job);
         true
     }

@@ -173,6 +173,7 @@ impl Owner {
                 if stop.is_none() {
                     self.slots.free(launch, live.taken.idle_since);
                     self.owed.push(Change::NotStarted { job, launch, at: Time::now() });
+                    self.then.confirm.push(launch);
                     // It waits again, with the same attempt.
                     return self.set_state(job, State::Queued);
                 }

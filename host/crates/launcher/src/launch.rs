@@ -239,8 +239,8 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// When the shim is not ready or gone. Nothing was started then.
     fn go(&self, launch: LaunchId, gpu_uuids: &[String]) -> Result<(), GoError>;
-    /// Ends a launch that was not told to go and removes its directory: [`Event::Settled`] with [`Settlement::NotStarted`] when
-    /// its shim is gone. Without effect after `go`.
+    /// Ends a launch that was not told to go: [`Event::Settled`] with [`Settlement::NotStarted`] when its shim is gone. Without
+    /// effect after `go`.
     fn disarm(&self, launch: LaunchId);
     /// Stops a running job: the signal to its process group, the grace, then SIGKILL to every descendant; [`Event::Ended`] when
     /// none is left. May be repeated: the earlier deadline counts.
@@ -248,7 +248,7 @@ pub trait Launcher: Send + Sync {
     /// Changes the time limit of a running job, counted from its exec; none removes it. Without effect once the limit has
     /// struck.
     fn extend(&self, launch: LaunchId, time_limit: Option<Duration>);
-    /// The end is committed: the shim may leave.
+    /// What became of the launch is committed: its shim may leave, and the directory of one that started nothing goes.
     fn confirm(&self, launch: LaunchId);
     /// Finds out what became of the attempts that the store holds unsettled, at the start of the host. For each:
     /// [`Event::Adopted`], or [`Event::Settled`], either perhaps after [`Event::Unresponsive`].

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use support::{Bench, Start, patiently, processes_of, sh};
 use taxiway_job::FailureClass;
-use taxiway_launcher::{ConfigFile, Event, GoError, Launcher, Settlement, Status, failure, log};
+use taxiway_launcher::{ConfigFile, Event, GoError, Launcher, Settlement, Status, StoredPhase, failure, log};
 
 #[tokio::test]
 async fn a_job_that_ends_well_leaves_a_clean_record_and_its_whole_output() {
@@ -153,8 +153,26 @@ async fn an_armed_job_has_not_started_and_a_disarmed_one_leaves_nothing() {
     assert!(!bench.launch_dir(start).join("started").exists());
     bench.launcher.disarm(start.launch);
     assert!(matches!(bench.settlement(start).await, Settlement::NotStarted { reason: None }));
-    assert!(!touched.exists() && !bench.launch_dir(start).exists());
     assert_eq!(bench.launcher.go(start.launch, &[]), Err(GoError::NotReady));
+    bench.launcher.confirm(start.launch);
+    bench.removed(start).await;
+    assert!(!touched.exists());
+}
+
+#[tokio::test]
+async fn a_disarmed_launch_is_found_unstarted_again_until_that_is_confirmed() {
+    let mut bench = Bench::new();
+    let plan = bench.plan(Start::new(), sh("true"));
+    let start = bench.ready(plan).await;
+    bench.launcher.disarm(start.launch);
+    assert!(matches!(bench.settlement(start).await, Settlement::NotStarted { reason: None }));
+    // As often as the host is killed before its store knows.
+    for _ in 0..2 {
+        bench.recover(start, StoredPhase::Armed);
+        assert!(matches!(bench.settlement(start).await, Settlement::NotStarted { reason: None }));
+    }
+    bench.launcher.confirm(start.launch);
+    bench.removed(start).await;
 }
 
 #[tokio::test]
@@ -181,7 +199,8 @@ async fn a_launch_can_be_disarmed_at_every_step_before_go() {
             }
         };
         assert!(matches!(settlement, Settlement::NotStarted { reason: None }), "step {step}: {settlement:?}");
-        assert!(!bench.launch_dir(start).exists());
+        bench.launcher.confirm(start.launch);
+        bench.removed(start).await;
     }
 }
 

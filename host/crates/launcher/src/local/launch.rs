@@ -38,6 +38,8 @@ pub(super) enum State {
     Disarming,
     /// Its shim was told to start.
     Going(Arc<Control>),
+    /// It started nothing, which the store is about to learn; then its directory goes.
+    StartedNothing,
     /// Nothing more is done to it.
     Over,
 }
@@ -129,17 +131,17 @@ impl Launch {
             disarmed
         };
         if disarmed {
-            self.discard(inner, None).await;
+            self.started_nothing(inner, None).await;
         } else {
             inner.report(Event::Prepared { launch }).await;
         }
     }
 
-    /// Removes the directory of a launch that started nothing, and says so.
-    pub(super) async fn discard(self: Arc<Self>, inner: &Inner, reason: Option<String>) {
-        let directory = self.directory.clone();
-        let _ = blocking(move || directory::remove(&directory)).await;
-        inner.settle(self.id, Settlement::NotStarted { reason }).await;
+    /// Says that this launch started nothing. Its directory, the evidence of that, stays until the store has it too: a host that
+    /// is killed in between has to find the same again.
+    pub(super) async fn started_nothing(&self, inner: &Inner, reason: Option<String>) {
+        *self.state() = State::StartedNothing;
+        inner.report(Event::Settled { launch: self.id, settlement: Settlement::NotStarted { reason } }).await;
     }
 
     /// Starts the shim and follows it to its end.
@@ -148,7 +150,7 @@ impl Launch {
             Ok(started) => started,
             Err(error) => {
                 *self.state() = State::Over;
-                return self.discard(inner, Some(format!("cannot start a shim: {error}"))).await;
+                return self.started_nothing(inner, Some(format!("cannot start a shim: {error}"))).await;
             }
         };
         // An error shows as the end of the stream below.
@@ -265,7 +267,7 @@ impl Launch {
             State::Going(_) => {}
             // It was told to leave.
             State::Disarming | State::Arming { disarmed: true } => {
-                self.discard(inner, None).await;
+                self.started_nothing(inner, None).await;
                 return None;
             }
             // It was never told to start anything, and now nobody can tell it any more.
@@ -277,7 +279,7 @@ impl Launch {
                         .await
                         .unwrap_or_else(|| LOST_BEFORE_GO.to_owned()),
                 };
-                self.discard(inner, Some(reason)).await;
+                self.started_nothing(inner, Some(reason)).await;
                 return None;
             }
         }
@@ -288,7 +290,9 @@ impl Launch {
         let known = Known { phase, same_boot: true };
         let launch = self.id;
         match self.settle(inner, known).await {
-            Ok(Ok(Settled::Yes(Settlement::NotStarted { .. }))) => self.discard(inner, heard.failed.or(reason)).await,
+            Ok(Ok(Settled::Yes(Settlement::NotStarted { .. }))) => {
+                self.started_nothing(inner, heard.failed.or(reason)).await
+            }
             Ok(Ok(Settled::Yes(settlement))) => inner.settle(launch, settlement).await,
             // A process of another making holds the lock: the same as after a restart.
             Ok(Ok(Settled::LockHeldBy(_)) | Err(_)) => return Some(known),

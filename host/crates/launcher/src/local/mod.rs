@@ -213,13 +213,13 @@ impl Launcher for LocalLauncher {
                 *state = State::Over;
                 drop(state);
                 let inner = Arc::clone(&self.inner);
-                self.inner.runtime.spawn(async move { entry.discard(&inner, None).await });
+                self.inner.runtime.spawn(async move { entry.started_nothing(&inner, None).await });
             }
             State::Ready(control) => {
                 control.close();
                 *state = State::Disarming;
             }
-            State::Disarming | State::Going(_) | State::Over => {}
+            State::Disarming | State::Going(_) | State::StartedNothing | State::Over => {}
         }
     }
 
@@ -236,6 +236,12 @@ impl Launcher for LocalLauncher {
     }
 
     fn confirm(&self, launch: LaunchId) {
+        let Some(entry) = self.inner.find(launch) else { return };
+        if matches!(*entry.state(), State::StartedNothing) {
+            self.inner.launches().remove(&launch);
+            self.inner.runtime.spawn_blocking(move || directory::remove(&entry.directory));
+            return;
+        }
         self.say(launch, &Request::Confirm);
     }
 

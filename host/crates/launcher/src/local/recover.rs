@@ -52,7 +52,9 @@ impl Launch {
             }
             let launch = self.id;
             let holder = match self.settle(inner, known).await {
-                Ok(Ok(Settled::Yes(Settlement::NotStarted { reason }))) => return self.discard(inner, reason).await,
+                Ok(Ok(Settled::Yes(Settlement::NotStarted { reason }))) => {
+                    return self.started_nothing(inner, reason).await;
+                }
                 Ok(Ok(Settled::Yes(settlement))) => return inner.settle(launch, settlement).await,
                 Ok(Ok(Settled::LockHeldBy(holder))) => holder,
                 Ok(Err(error)) => {

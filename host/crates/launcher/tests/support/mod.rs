@@ -83,6 +83,14 @@ impl Bench {
         self.jobs_dir().join(start.job.to_string()).join(start.launch.to_string())
     }
 
+    /// Waits until the directory of a launch that started nothing is gone.
+    pub async fn removed(&self, start: Start) {
+        while self.launch_dir(start).exists() {
+            // No event tells of it.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub fn log_path(&self, start: Start) -> PathBuf {
         log::path(&self.jobs_dir(), start.job, start.launch)
     }
