@@ -1,6 +1,7 @@
 //! Arming: getting the next job in line ready while its slot is still taken.
 //!
-//! One launch is on its way at a time for jobs with GPUs, and one for those without; more when jobs name GPUs that differ. It is
+//! One launch is on its way for the next job with GPUs and one for the next without, more when jobs name GPUs that differ, and
+//! one more behind each of these: where jobs are shorter than arming takes, it is ready when its turn comes. A launch is
 //! read and judged (`Planning`), its directory made (`Preparing`), its intent made durable (`Intending`), its shim started
 //! (`Spawning`), `Ready`. Disarming takes it back from any of these; it is over when the shim is gone and the store has forgotten
 //! the launch.
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use taxiway_job::{
-    ConfigFormat, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, Spot, State, Time, Verdict,
+    ConfigFormat, Entry, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, Spot, State, Terms, Time, Verdict,
 };
 use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
 use tokio::time::Instant;
@@ -31,6 +32,10 @@ const VERDICT_AGE: Duration = Duration::from_secs(10);
 /// Places in line that are looked through for jobs whose GPUs none before them waits for. Only a line that begins with jobs that
 /// name their GPUs is looked through at all; were a thousand of them at its front, those behind wait for one to start.
 const LOOKED_THROUGH: usize = 1000;
+
+/// Jobs that are armed behind each that is next. With none, a line of one-millisecond jobs goes as fast as one job after the
+/// other is armed; each costs a waiting shim, and work for nothing when the line changes.
+const AHEAD: usize = 1;
 
 /// A launch that was not told to start.
 pub(super) struct Armed {
@@ -98,10 +103,11 @@ impl Owner {
         let runs = self.mode == Mode::Run && self.store.is_committing();
         loop {
             let candidates = if runs { self.candidates() } else { Vec::new() };
-            self.drop_what_lost_its_place(&candidates);
-            // Each start makes room for the next in line, which is never ready in the same turn.
+            let following = self.following(&candidates);
+            self.drop_what_lost_its_place(&candidates, &following);
+            // Each start makes room for the next in line, which may be ready already.
             if !candidates.iter().any(|candidate| self.start_ready(candidate)) {
-                candidates.iter().for_each(|candidate| self.arm_next(candidate));
+                candidates.iter().chain(&following).for_each(|candidate| self.arm_next(candidate));
                 break;
             }
         }
@@ -148,9 +154,36 @@ impl Owner {
         candidates
     }
 
+    /// The jobs that will be next once the candidates have started. Jobs that plugins judge at their launch are judged when they
+    /// are next, and those that name their GPUs may be next for others by then.
+    fn following(&self, candidates: &[Candidate]) -> Vec<Candidate> {
+        let mut following = Vec::new();
+        let names_gpus = |entry: &Entry| entry.terms().is_some_and(Terms::choose_gpus);
+        for candidate in candidates {
+            if self.jobs.get(candidate.job).is_none_or(names_gpus) {
+                continue;
+            }
+            let spot = if candidate.gpus == 0 { Spot::Cpu } else { Spot::Gpu };
+            let places = self.jobs.line().spot(spot).map(|place| place.job());
+            let behind = places.skip_while(|job| *job != candidate.job).skip(1);
+            let entries = behind.filter_map(|job| Some((job, self.jobs.get(job).filter(|entry| !entry.busy)?)));
+            following.extend(
+                entries
+                    .take(AHEAD)
+                    .take_while(|(_, entry)| {
+                        let fits = entry.gpus() == 0 || entry.gpus() as usize <= candidate.slots.len();
+                        fits && !names_gpus(entry) && !self.hooks.judges_launch(entry.profile.as_deref())
+                    })
+                    .map(|(job, entry)| Candidate { job, gpus: entry.gpus(), slots: candidate.slots.clone() }),
+            );
+        }
+        following
+    }
+
     /// Takes back what is armed and not among the next any more.
-    fn drop_what_lost_its_place(&mut self, candidates: &[Candidate]) {
-        let lost = |armed: &&Armed| !armed.unwanted && !candidates.iter().any(|candidate| candidate.job == armed.job);
+    fn drop_what_lost_its_place(&mut self, candidates: &[Candidate], following: &[Candidate]) {
+        let next = candidates.iter().chain(following);
+        let lost = |armed: &&Armed| !armed.unwanted && !next.clone().any(|candidate| candidate.job == armed.job);
         let lost: Vec<JobId> = self.armed.iter().filter(lost).map(|armed| armed.job).collect();
         for job in lost {
             self.disarm(job);
