@@ -93,8 +93,8 @@ pub(super) struct Submit {
     /// Only after these failures: exit, signal, timeout, cuda_oom, host_oom …
     #[arg(long, value_name = "CLASS", value_delimiter = ',', requires = "retries")]
     retry_on: Vec<FailureClass>,
-    /// One job for each combination of such values, which go into the configuration: KEY=VALUE,VALUE or KEY=[JSON]. A KEY that
-    /// begins with / is a JSON Pointer. May be given several times.
+    /// One job for each combination of such values, which go into the configuration: KEY=VALUE,VALUE, or KEY= and a JSON array. A
+    /// KEY that begins with / is a JSON Pointer. May be given several times.
     #[arg(long = "array", value_name = "KEY=VALUE,…", value_parser = array::values, conflicts_with = "follow")]
     arrays: Vec<(String, Vec<Value>)>,
     /// How many jobs of the array may run at a time.
