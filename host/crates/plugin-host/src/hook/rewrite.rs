@@ -6,6 +6,7 @@ use crate::call::{Call, Failure};
 use crate::grant::variable;
 use crate::patch;
 use crate::plugin::{Loaded, Plugin};
+use crate::secret::Secrets;
 use crate::text;
 use crate::view::{Called, Context, FailureKind, Hook, JobView, Rewritten, Variable};
 use futures_util::FutureExt;
@@ -20,7 +21,7 @@ const LABEL_VALUE_LIMIT: usize = 1024;
 const MOST_VARIABLES: usize = 256;
 const VARIABLE_LIMIT: usize = 32 << 10;
 
-/// From this size of the configuration on, parsing and comparing is left to a thread that may block: below, it takes
+/// From this size of the configuration on, as it was or as it becomes, parsing and comparing is left to a thread that may block: below, it takes
 /// less than a millisecond.
 const LARGE: usize = 64 << 10;
 
@@ -39,6 +40,7 @@ async fn rewritten(call: &mut Call<'_>, job: &JobView, context: &Context) -> Res
     let loaded = call.loaded()?;
     let hook = loaded.hooks.rewrite.clone().ok_or_else(|| no_such_hook(Hook::Rewrite))?;
     let (for_guest, context) = (job_for_guest(job), context_for_guest(context));
+    let given = for_guest.config.len();
     let answer = call
         .run(loaded.timeout.answer, move |mut store| {
             async move {
@@ -50,27 +52,23 @@ async fn rewritten(call: &mut Call<'_>, job: &JobView, context: &Context) -> Res
         .await?;
     match answer {
         Ok(None) => Ok(None),
-        Ok(Some(change)) => checked(loaded, job, change).await.map(Some),
+        Ok(Some(change)) => checked(loaded, job, given, change).await.map(Some),
         Err(error) => Err(call.hook_error(&error)),
     }
 }
 
-async fn checked(loaded: &Loaded, job: &JobView, change: wit::Change) -> Result<Rewritten, Failure> {
+/// `given` is the size of the configuration as it was.
+async fn checked(loaded: &Loaded, job: &JobView, given: usize, change: wit::Change) -> Result<Rewritten, Failure> {
     let env = checked_env(loaded, change.env)?;
     let labels = checked_labels(loaded, change.labels)?;
     let (config, patch) = match change.config {
         None => (None, Value::Array(Vec::new())),
         Some(text) => {
-            if loaded.secrets.found_in(&text) {
-                return Err(Failure::malformed(
-                    "its configuration holds one of its secrets; a secret can be set as an environment variable with secret = true",
-                ));
-            }
-            if text.len() < LARGE {
-                compare(&job.config, &text)?
+            if text.len().max(given) < LARGE {
+                compare(&job.config, &text, &loaded.secrets)?
             } else {
-                let old = job.config.clone();
-                tokio::task::spawn_blocking(move || compare(&old, &text))
+                let (old, secrets) = (job.config.clone(), loaded.secrets.clone());
+                tokio::task::spawn_blocking(move || compare(&old, &text, &secrets))
                     .await
                     .map_err(|_| Failure::new(FailureKind::HostPanic, "comparing the configurations failed"))??
             }
@@ -80,14 +78,33 @@ async fn checked(loaded: &Loaded, job: &JobView, change: wit::Change) -> Result<
 }
 
 /// The new configuration, none when it is the old one, and the way from one to the other.
-fn compare(old: &Value, text: &str) -> Result<(Option<Value>, Value), Failure> {
+fn compare(old: &Value, text: &str, secrets: &Secrets) -> Result<(Option<Value>, Value), Failure> {
     let new: Value = serde_json::from_str(text)
         .map_err(|error| Failure::malformed(format!("its configuration is no JSON: {error}")))?;
     if !new.is_object() {
         return Err(Failure::malformed("its configuration is no JSON object"));
     }
+    // As it is written, and as it is read: JSON has more than one way to write a string.
+    if secrets.found_in(text) || holds_secret(&new, secrets) {
+        return Err(Failure::malformed(
+            "its configuration holds one of its secrets; a secret can be set as an environment variable with secret = true",
+        ));
+    }
     let patch = patch::between(old, &new);
     Ok(if new == *old { (None, patch) } else { (Some(new), patch) })
+}
+
+fn holds_secret(value: &Value, secrets: &Secrets) -> bool {
+    match value {
+        Value::String(text) => secrets.found_in(text),
+        // A secret may look like a number.
+        Value::Number(number) => secrets.found_in(&number.to_string()),
+        Value::Array(elements) => elements.iter().any(|element| holds_secret(element, secrets)),
+        Value::Object(members) => {
+            members.iter().any(|(name, value)| secrets.found_in(name) || holds_secret(value, secrets))
+        }
+        Value::Null | Value::Bool(_) => false,
+    }
 }
 
 fn checked_env(loaded: &Loaded, env: Vec<wit::Variable>) -> Result<Vec<Variable>, Failure> {
@@ -132,4 +149,25 @@ fn checked_labels(loaded: &Loaded, labels: Vec<(String, String)>) -> Result<Vec<
             Ok((name, text::clean(&loaded.secrets.redact(&value), LABEL_VALUE_LIMIT)))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_secret_is_found_in_a_configuration_however_it_is_written() {
+        let secrets = Secrets::new(vec![("KEY".into(), "hunter2-süß".into()), ("PIN".into(), "12345678".into())]);
+        for text in [
+            r#"{"k": "my hunter2-süß"}"#,
+            r#"{"k": ["\u0068unter2-süß"]}"#,
+            r#"{"k": {"hunter2-s\u00fc\u00df": 1}}"#,
+            r#"{"k": 1.2345678e7, "l": 12345678}"#,
+        ] {
+            assert!(compare(&json!({}), text, &secrets).is_err(), "{text}");
+        }
+        let harmless = compare(&json!({}), r#"{"k": "hunter2"}"#, &secrets);
+        assert!(matches!(harmless, Ok((Some(_), _))));
+    }
 }
