@@ -230,7 +230,9 @@ fn schemas() -> Value {
         "CancelMany": {"type": "object", "additionalProperties": false, "properties": {
             "ids": texts(),
             "filter": {"type": "object", "additionalProperties": false, "properties": {
-                "state": texts(), "label": texts(), "name": text(), "profile": text(),
+                "state": {"type": "array", "items": text(), "minItems": 1},
+                "label": {"type": "array", "items": text(), "minItems": 1},
+                "name": text(), "profile": text(),
                 "array_id": {"type": "string", "format": "uuid"},
             }},
         }},

@@ -146,4 +146,12 @@ async fn jobs_are_cancelled_by_what_they_have_in_common() {
     }
     server.post("/jobs/cancel", &json!({})).await.expect(422);
     server.post("/jobs/cancel", &json!({"filter": {"stat": "queued"}})).await.expect(422);
+    let mut submission = sh("true");
+    submission["hold"] = true.into();
+    let held = server.submit(submission).await;
+    for filter in [json!({"state": []}), json!({"state": ","}), json!({"label": [""]}), json!({"label": []})] {
+        let refused = server.post("/jobs/cancel", &json!({"filter": filter})).await.expect(422).problem();
+        assert!(refused["detail"].as_str().is_some_and(|text| text.contains("leave it out")), "{refused}");
+    }
+    assert_eq!(server.job(held.id()).await.state(), "held");
 }

@@ -76,7 +76,7 @@ pub struct CancelFilter {
     pub array_id: Option<String>,
 }
 
-/// A list of texts, or one text.
+/// A list of texts, or one text; not nothing.
 fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     struct Texts;
     impl<'de> Visitor<'de> for Texts {
@@ -98,7 +98,12 @@ fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Stri
             Ok(all)
         }
     }
-    deserializer.deserialize_any(Texts)
+    let texts = deserializer.deserialize_any(Texts)?;
+    // An empty list is more often a variable that was not set than the wish to cancel everything.
+    if texts.iter().all(|text| text.trim_matches([',', ' ']).is_empty()) {
+        return Err(serde::de::Error::custom("a part of the filter is given and empty; leave it out to ask for any"));
+    }
+    Ok(texts)
 }
 
 /// The answer to `POST /jobs/cancel`.
