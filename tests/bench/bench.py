@@ -3,7 +3,8 @@
 
 - Hand-over: 1,000 jobs that only write two time stamps (stamp.c) wait behind a blocker; from its release on, the gap from
   the end of one to the start of the next is taken from their stamps. The floor is the same gap between the same processes
-  started back to back with posix_spawn (floor.c).
+  started back to back with posix_spawn (floor.c). 200 jobs of 20 ms have a floor of their own: the cores idle in between. Jobs
+  that fail (failing.c) have their logs read and their failures classified.
 - The same on a GPU: with --nvml, a stand-in for NVIDIA's library, each hand-over reads the GPU once, which the line apart shows.
   What a real driver takes for its answers comes on top.
 - Submission: wrk posts jobs, each acknowledged after its fsync, that stay queued behind a blocker.
@@ -29,6 +30,8 @@ from service import Service, ServiceError  # noqa: E402
 
 ROUNDS = 3
 JOBS = 1000
+SLEEPING_JOBS = 200
+SLEEP_MS = 20
 CONNECTIONS = 32
 # Long enough for a steady rate; a second takes about as many submissions as a year of a busy box.
 SUBMIT_SECONDS = 3
@@ -41,11 +44,11 @@ def percentile(values, share):
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def read_gaps(file):
+def read_gaps(file, jobs):
     """Milliseconds from each end to the next start. Raises when jobs overlap or are not there."""
     stamps = [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
-    if len(stamps) != JOBS:
-        raise ServiceError(f"{len(stamps)} jobs ran, not {JOBS}")
+    if len(stamps) != jobs:
+        raise ServiceError(f"{len(stamps)} jobs ran, not {jobs}")
     gaps = [(start - end) / 1e6 for (_, end), (start, _) in zip(stamps, stamps[1:])]
     if min(gaps) < 0:
         raise ServiceError("two jobs ran at the same time")
@@ -86,14 +89,14 @@ class Blocker:
         self.fifo.unlink()
 
 
-def hand_over(service, stamp, folder):
-    """One round of JOBS jobs in a row."""
+def hand_over(service, program, folder, jobs=JOBS, sleep_ms=0):
+    """One round of jobs in a row."""
     folder.mkdir()
     stamps, ended = folder / "stamps", folder / "ended"
     os.mkfifo(ended)
     blocker = Blocker(service, folder)
-    for number in range(JOBS):
-        service.submit(name=f"stamp-{number}", command=[str(stamp), str(stamps)])
+    for number in range(jobs):
+        service.submit(name=f"stamp-{number}", command=[str(program), str(stamps), *sleep_argument(sleep_ms)])
     # Opens the FIFO for writing when its turn has come, and ends at once: its input is empty.
     last = service.submit(name="last", command=["tee", str(ended)])["id"]
     blocker.release()
@@ -101,15 +104,19 @@ def hand_over(service, stamp, folder):
     state = wait_for_end(service, last)
     if state != "completed":
         raise ServiceError(f"the last job is {state}")
-    return read_gaps(stamps)
+    return read_gaps(stamps, jobs)
 
 
-def floor(build, folder):
+def floor(build, folder, jobs=JOBS, sleep_ms=0):
     """The same without a service."""
     folder.mkdir()
     stamps = folder / "stamps"
-    subprocess.run([build / "floor", build / "stamp", stamps, str(JOBS)], check=True)
-    return read_gaps(stamps)
+    subprocess.run([build / "floor", build / "stamp", stamps, str(jobs), *sleep_argument(sleep_ms)], check=True)
+    return read_gaps(stamps, jobs)
+
+
+def sleep_argument(sleep_ms):
+    return [str(sleep_ms)] if sleep_ms else []
 
 
 def submissions(binary, folder, connections):
@@ -149,9 +156,10 @@ def fake_gpu(library, folder):
 def measure(binary, folder, nvml):
     build = folder / "build"
     build.mkdir()
-    for name in ("stamp", "floor"):
+    for name in ("stamp", "failing", "floor"):
         subprocess.run(["cc", "-O2", "-o", build / name, HERE / f"{name}.c"], check=True)
-    rounds = {"hand_over": [], **({"hand_over_gpu": []} if nvml else {}), "floor": [], "submit_32": [], "submit_1": []}
+    names = ("hand_over", "floor", "hand_over_20ms", "floor_20ms", "hand_over_failing", "submit_32", "submit_1")
+    rounds = {name: [] for name in (*names, *(["hand_over_gpu"] if nvml else []))}
     service_folder = folder / "hand-over"
     service_folder.mkdir()
     with Service(binary, service_folder) as service:
@@ -159,6 +167,11 @@ def measure(binary, folder, nvml):
             announce(f"round {number + 1} of {ROUNDS}: {JOBS} jobs in a row, without the service and with it")
             rounds["floor"].append(floor(build, folder / f"floor-{number}"))
             rounds["hand_over"].append(hand_over(service, build / "stamp", folder / f"jobs-{number}"))
+            announce(f"round {number + 1} of {ROUNDS}: {SLEEPING_JOBS} jobs of {SLEEP_MS} ms, and {JOBS} that fail")
+            sleeping = (SLEEPING_JOBS, SLEEP_MS)
+            rounds["floor_20ms"].append(floor(build, folder / f"floor-sleeping-{number}", *sleeping))
+            rounds["hand_over_20ms"].append(hand_over(service, build / "stamp", folder / f"sleeping-{number}", *sleeping))
+            rounds["hand_over_failing"].append(hand_over(service, build / "failing", folder / f"failing-{number}"))
     if nvml:
         service_folder = folder / "hand-over-gpu"
         service_folder.mkdir()
@@ -171,8 +184,10 @@ def measure(binary, folder, nvml):
         rounds["submit_32"].append(submissions(binary, folder / f"submit-{number}", CONNECTIONS))
         rounds["submit_1"].append(submissions(binary, folder / f"submit-one-{number}", 1))
     medians = {name: median_of(values) for name, values in rounds.items()}
-    ratios = [h["p50_ms"] / f["p50_ms"] for h, f in zip(rounds["hand_over"], rounds["floor"])]
-    medians["hand_over"]["p50_to_floor"] = statistics.median(ratios)
+    for name, its_floor in (("hand_over", "floor"), ("hand_over_20ms", "floor_20ms")):
+        pairs = list(zip(rounds[name], rounds[its_floor]))
+        for share in ("p50", "p99"):
+            medians[name][f"{share}_to_floor"] = statistics.median(h[f"{share}_ms"] / f["p50_ms"] for h, f in pairs)
     return {"cpus": os.cpu_count(), "jobs": JOBS, "medians": medians, "rounds": rounds}
 
 
@@ -180,12 +195,23 @@ def table(result):
     m = result["medians"]
     print(f"\n{JOBS} jobs handed over, one at a time; {ROUNDS} rounds, medians; {result['cpus']} CPUs\n")
     print(f"  {'gap, end to start':30}{'p50':>10}{'p99':>10}{'all jobs':>11}")
-    for label, key in (("posix_spawn floor", "floor"), ("taxiway", "hand_over"), ("taxiway, GPU read each time", "hand_over_gpu")):
+    labels = (
+        ("posix_spawn floor", "floor"),
+        ("taxiway", "hand_over"),
+        ("taxiway, jobs that fail", "hand_over_failing"),
+        ("taxiway, GPU read each time", "hand_over_gpu"),
+        (f"floor, {SLEEPING_JOBS} jobs of {SLEEP_MS} ms", "floor_20ms"),
+        (f"taxiway, {SLEEPING_JOBS} jobs of {SLEEP_MS} ms", "hand_over_20ms"),
+    )
+    for label, key in labels:
         if key not in m:
             continue
         row = m[key]
         print(f"  {label:30}{row['p50_ms']:7.2f} ms{row['p99_ms']:7.2f} ms{row['all_seconds']:9.2f} s")
-    print(f"  {'taxiway / floor':30}{m['hand_over']['p50_to_floor']:8.2f} x")
+    print(f"\n  {'to p50 of the floor':30}{'p50':>10}{'p99':>10}   targets")
+    for label, key in (("taxiway", "hand_over"), (f"taxiway, jobs of {SLEEP_MS} ms", "hand_over_20ms")):
+        row = m[key]
+        print(f"  {label:30}{row['p50_to_floor']:8.2f} x{row['p99_to_floor']:8.2f} x   2 x, 8 x")
     print(f"\n  {'submission, fsynced':30}{'p50':>10}{'p99':>10}{'jobs/s':>11}")
     for label, key in ((f"{CONNECTIONS} connections", "submit_32"), ("1 connection", "submit_1")):
         row = m[key]

@@ -1,5 +1,5 @@
-// floor STAMP FILE COUNT: runs `STAMP FILE` COUNT times with posix_spawn and waitpid, back to back. The gaps in FILE are
-// what the kernel and the C library alone need from the end of one process to the start of the next.
+// floor STAMP FILE COUNT [SLEEP_MS]: runs `STAMP FILE [SLEEP_MS]` COUNT times with posix_spawn and waitpid, back to back. The gaps
+// in FILE are what the kernel and the C library alone need from the end of one process to the start of the next.
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,11 +9,11 @@
 extern char **environ;
 
 int main(int argc, char **argv) {
-  if (argc != 4) {
-    fprintf(stderr, "usage: floor STAMP FILE COUNT\n");
+  if (argc != 4 && argc != 5) {
+    fprintf(stderr, "usage: floor STAMP FILE COUNT [SLEEP_MS]\n");
     return 2;
   }
-  char *job[] = {argv[1], argv[2], NULL};
+  char *job[] = {argv[1], argv[2], argv[4], NULL};
   for (int left = atoi(argv[3]); left > 0; left--) {
     pid_t child;
     int status, error = posix_spawn(&child, argv[1], NULL, NULL, job, environ);
