@@ -79,6 +79,8 @@ struct Launch {
     shim: Shim,
     go: bool,
     connection: Connection,
+    /// Its socket is there: a host that does not know it yet can ask it.
+    listens: bool,
     child: Child,
     started: File,
     exit: File,
@@ -97,6 +99,7 @@ const NEW: Launch = Launch {
     shim: Shim::None,
     go: false,
     connection: Connection::None,
+    listens: false,
     child: Child::None,
     started: File::Absent,
     exit: File::Absent,
@@ -345,7 +348,7 @@ impl<const JOBS: usize> World<JOBS> {
                     launch.shim,
                     Shim::Forked | Shim::Run | Shim::Reaped | Shim::Written | Shim::Told | Shim::Synced
                 );
-                if answers && launch.lock == Lock::Shim {
+                if answers && launch.listens && launch.lock == Lock::Shim {
                     add("adopts", &|w| {
                         w.launches[at].connection = Connection::Open;
                         w.jobs[job].memory = Memory::Adopted;
@@ -463,6 +466,11 @@ impl<const JOBS: usize> World<JOBS> {
                 l.shim = Shim::Gone;
             }),
             _ => {}
+        }
+        // Where there is nobody any more to confirm its end, it makes the record durable and needs no socket.
+        let has_work = matches!(launch.shim, Shim::Run | Shim::Reaped | Shim::Written);
+        if launch.connection == Connection::Closed && has_work && !launch.listens {
+            add("shim sees its host go and listens", &|l| l.listens = true);
         }
         // The thread that makes the mark durable may finish at any time while the shim lives, or never.
         let after_fork = matches!(launch.shim, Shim::Run | Shim::Reaped | Shim::Written | Shim::Told | Shim::Synced);

@@ -36,6 +36,11 @@ impl Watch {
         Self::new(path, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)
     }
 
+    /// Watches a directory for new names in it, and for nothing that is done to files which have one.
+    pub(crate) fn names(path: &Path) -> io::Result<Self> {
+        Self::new(path, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
+    }
+
     fn new(path: &Path, mask: AddWatchFlags) -> io::Result<Self> {
         let watcher = watcher()?;
         let notify = Arc::new(Notify::new());

@@ -27,10 +27,12 @@ pub(crate) mod file {
     pub(crate) const EXIT: &str = "exit.json";
     /// Standard output and error of the job.
     pub(crate) const LOG: &str = "log";
-    /// Present from just before the fork on.
+    /// Present from just before the fork on; another name of the exit record where the filesystem has hard links.
     pub(crate) const STARTED: &str = "started";
-    /// Where a restarted host finds the shim.
+    /// Where a restarted host finds the shim. It is there once the shim has seen its host go.
     pub(crate) const SOCKET: &str = "shim.sock";
+    /// The same before the shim listens on it: whoever sees [`SOCKET`] can connect.
+    pub(crate) const SOCKET_UNREADY: &str = "shim.sock.new";
     /// The path of the job's control group, where it has one.
     pub(crate) const GROUP: &str = "cgroup";
     /// Where the job may write how far it is.

@@ -99,6 +99,44 @@ async fn a_running_job_is_untouched_by_the_death_of_its_host_and_its_status_is_e
 }
 
 #[tokio::test]
+async fn a_shim_has_a_socket_once_its_host_has_gone_and_not_before() {
+    let mut bench = Bench::new();
+    let (script, open) = gated(&bench, "exit 7");
+    let start = Start::new();
+    let host = Host::start(&bench, start, "running", &script);
+    let socket = bench.launch_dir(start).join("shim.sock");
+    assert!(!socket.exists());
+    host.kill();
+    bench.recover(start, StoredPhase::Running);
+    assert!(matches!(bench.event().await, Event::Adopted { .. }));
+    assert!(socket.exists());
+    open();
+    assert_eq!(bench.end(start).await.status, Status::Exited(7));
+}
+
+#[tokio::test]
+async fn a_shim_that_has_no_room_for_its_socket_is_waited_for() {
+    let mut bench = Bench::new();
+    let (script, open) = gated(&bench, "exit 7");
+    let start = Start::new();
+    let host = Host::start(&bench, start, "running", &script);
+    let shim = parent(host.job_pid());
+    // No socket can be made under a name that is taken, as none can on a full disk.
+    let in_the_way = bench.launch_dir(start).join("shim.sock.new");
+    std::fs::create_dir(&in_the_way).expect("a directory");
+    host.kill();
+    bench.recover(start, StoredPhase::Running);
+    match bench.event().await {
+        Event::Unresponsive { shim_pid, .. } => assert_eq!(shim_pid, shim),
+        other => panic!("{other:?}"),
+    }
+    std::fs::remove_dir(&in_the_way).expect("it is empty");
+    assert!(matches!(bench.event().await, Event::Adopted { .. }));
+    open();
+    assert_eq!(bench.end(start).await.status, Status::Exited(7));
+}
+
+#[tokio::test]
 async fn a_job_that_ends_while_no_host_lives_is_found_with_its_status() {
     let mut bench = Bench::new();
     let (script, open) = gated(&bench, "exit 7");

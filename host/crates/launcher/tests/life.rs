@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -214,6 +215,15 @@ async fn go_starts_a_command_once() {
     assert!(matches!(bench.event().await, Event::Started { .. }));
     bench.end(start).await;
     assert_eq!(bench.log(start), "once\n");
+}
+
+#[tokio::test]
+async fn the_mark_of_a_start_is_another_name_of_its_record() {
+    let mut bench = Bench::new();
+    let (start, _) = bench.run_to_end(sh("test -e $TAXIWAY_JOB_DIR/$TAXIWAY_LAUNCH_ID/started && echo marked")).await;
+    assert_eq!(bench.log(start), "marked\n");
+    let inode = |name: &str| std::fs::metadata(bench.launch_dir(start).join(name)).expect("a file").ino();
+    assert_eq!(inode("started"), inode("exit.json"));
 }
 
 #[tokio::test]

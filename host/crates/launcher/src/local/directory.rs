@@ -189,6 +189,7 @@ fn is_reserved(name: &str) -> bool {
             | file::LOG
             | file::STARTED
             | file::SOCKET
+            | file::SOCKET_UNREADY
             | file::PROGRESS
             | file::GROUP
     )

@@ -44,6 +44,8 @@ impl Launch {
     /// Asks the shim, else takes its lock, else waits until one of the two can be done.
     pub(super) async fn search(self: Arc<Self>, inner: &Arc<Inner>, mut known: Known) {
         loop {
+            // Before the shim is asked, so that its socket is not missed: it makes one when it has seen its host go.
+            let names = Watch::names(&self.directory);
             if let Some(adopted) = self.ask(inner).await {
                 match Arc::clone(&self).adopt(inner, adopted).await {
                     Some(unclear) => known = unclear,
@@ -64,7 +66,7 @@ impl Launch {
                 // The runtime is shutting down.
                 Err(_) => return,
             };
-            let waiting = self.wait_for_change(holder);
+            let waiting = wait_for_change(holder, names);
             tokio::pin!(waiting);
             if tokio::time::timeout(ANSWER_TIMEOUT, &mut waiting).await.is_err() {
                 inner.report(Event::Unresponsive { launch, shim_pid: holder }).await;
@@ -105,27 +107,27 @@ impl Launch {
             }
         }
     }
+}
 
-    /// Waits until the holder of the lock is gone or a file appears in the directory: the holder may not have got as far as its
-    /// socket.
-    async fn wait_for_change(&self, holder: i32) {
-        let Ok(directory) = Watch::directory(&self.directory) else {
-            // Not even watching works (a limit of inotify(7)): the only wait by the clock, in a case that needs a person.
-            return tokio::time::sleep(ANSWER_TIMEOUT).await;
-        };
-        let holder = match holder {
-            1.. => pidfd_open(holder),
-            // The kernel names no holder for a lock from another pid namespace.
-            _ => return tokio::time::sleep(ANSWER_TIMEOUT).await,
-        };
-        // One that cannot be opened went between the question and now.
-        let Ok(holder) = holder else { return };
-        // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
-        let Ok(holder) = (unsafe { AsyncFd::register(holder) }) else { return };
-        tokio::select! {
-            _ = holder.readable() => {}
-            () = directory.changed() => {}
-        }
+/// Waits until the holder of the lock is gone or a name appears in the directory: the holder may not have got as far as its
+/// socket.
+async fn wait_for_change(holder: i32, names: io::Result<Watch>) {
+    let Ok(names) = names else {
+        // Not even watching works (a limit of inotify(7)): the only wait by the clock, in a case that needs a person.
+        return tokio::time::sleep(ANSWER_TIMEOUT).await;
+    };
+    let holder = match holder {
+        1.. => pidfd_open(holder),
+        // The kernel names no holder for a lock from another pid namespace.
+        _ => return tokio::time::sleep(ANSWER_TIMEOUT).await,
+    };
+    // One that cannot be opened went between the question and now.
+    let Ok(holder) = holder else { return };
+    // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
+    let Ok(holder) = (unsafe { AsyncFd::register(holder) }) else { return };
+    tokio::select! {
+        _ = holder.readable() => {}
+        () = names.changed() => {}
     }
 }
 

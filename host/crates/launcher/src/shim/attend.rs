@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::connection::Connection;
-use super::state::{Kill, Shim, State, Stay, Stopping};
+use super::state::{Kill, Listener, Shim, State, Stay, Stopping};
 use crate::wire::file;
 
 /// Connections that have not said hello yet.
@@ -23,8 +23,10 @@ impl Shim {
         if let Some(group) = &self.group {
             group.remove();
         }
-        // Nobody finds a shim there any more; if it stays, a connection to it is refused.
-        let _ = nix::unistd::unlinkat(&self.directory, file::SOCKET, nix::unistd::UnlinkatFlags::NoRemoveDir);
+        if matches!(self.listener, Listener::Open(_)) {
+            // Nobody finds a shim there any more; if it stays, a connection to it is refused.
+            let _ = nix::unistd::unlinkat(&self.directory, file::SOCKET, nix::unistd::UnlinkatFlags::NoRemoveDir);
+        }
         status
     }
 
@@ -38,9 +40,8 @@ impl Shim {
             fds.push(PollFd::new(self.timer.as_fd(), PollFlags::POLLIN));
             let output = self.output.fd().filter(|_| !armed).map(|fd| fds_push(&mut fds, fd));
             let host = self.host.as_ref().map(|host| fds_push(&mut fds, host.fd()));
-            // Before `go` the end of the first socket ends the shim: there is nothing to adopt.
-            let listener =
-                (!armed && self.guests.len() < GUESTS_MAX).then(|| fds_push(&mut fds, self.listener.as_fd()));
+            let listener = self.listener.fd().filter(|_| self.guests.len() < GUESTS_MAX);
+            let listener = listener.map(|fd| fds_push(&mut fds, fd));
             let guests = fds.len();
             for guest in &self.guests {
                 fds_push(&mut fds, guest.fd());
@@ -90,6 +91,10 @@ impl Shim {
             }
             State::Leftovers(leftovers) => leftovers.killing.report_at,
             State::Ended(ended) => Some(ended.sync_at),
+        };
+        let next = match self.listener {
+            Listener::Missing { retry_at } => next.into_iter().chain([retry_at]).min(),
+            Listener::NotNeeded | Listener::Open(_) => next,
         };
         // Zero would disarm it.
         let next = next.map_or(0, |at| at.max(1));

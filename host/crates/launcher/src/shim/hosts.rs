@@ -1,14 +1,19 @@
 //! What hosts say and hear: the one that started this shim, and those that adopt it.
 
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::fcntl::renameat;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::LEFT;
 use super::connection::{Connection, Received};
-use super::end::CONFIRM_NS;
-use super::state::{Leftovers, Running, Shim, State, Stay, milliseconds};
+use super::end::{CONFIRM_NS, RETRY_NS};
+use super::state::{Leftovers, Listener, Running, Shim, State, Stay, milliseconds};
 use crate::clock::boottime_ns;
 use crate::record::{ExitRecord, StoppedBy};
-use crate::wire::{Phase, Report, Request, VERSION};
+use crate::wire::{Phase, Report, Request, VERSION, file};
 
 impl Shim {
     /// Takes messages from the host.
@@ -27,10 +32,22 @@ impl Shim {
                 State::Armed(_) => return Stay::No(LEFT),
                 // Nobody is left to confirm.
                 State::Ended(ended) => ended.sync_at = 0,
-                _ => {}
+                _ => self.await_hosts(),
             }
         }
         Stay::Yes
+    }
+
+    /// Makes the socket by which the next host finds this shim, if it is not there. While the disk has no room for it, it is
+    /// tried again and again, and the next host waits for it.
+    pub(super) fn await_hosts(&mut self) {
+        if matches!(self.listener, Listener::Open(_)) {
+            return;
+        }
+        self.listener = match listen_in(&self.directory) {
+            Ok(listener) => Listener::Open(listener),
+            Err(_) => Listener::Missing { retry_at: boottime_ns() + RETRY_NS },
+        };
     }
 
     fn obey(&mut self, request: Request) -> Stay {
@@ -60,9 +77,10 @@ impl Shim {
 
     /// Takes a connection that may be a restarted host's.
     pub(super) fn accept(&mut self) {
+        let Listener::Open(listener) = &self.listener else { return };
         // SAFETY: the listener is a listening socket; no address is asked for; the new descriptor is known to nobody else.
         let fd = unsafe {
-            libc::accept4(self.listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+            libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
         };
         if fd >= 0 {
             // SAFETY: see above.
@@ -125,4 +143,18 @@ impl Shim {
             ended.sync_at = 0;
         }
     }
+}
+
+/// Listens on the socket in the directory. It is reached through /proc, since a socket's path may have 107 bytes only. A host that
+/// waits for its name may connect as soon as it sees it.
+fn listen_in(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let listener =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    // There is one only after a try that came no further.
+    let _ = unlinkat(directory, file::SOCKET_UNREADY, UnlinkatFlags::NoRemoveDir);
+    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), file::SOCKET_UNREADY);
+    bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    listen(&listener, Backlog::new(8)?)?;
+    renameat(directory, file::SOCKET_UNREADY, directory, file::SOCKET)?;
+    Ok(listener)
 }

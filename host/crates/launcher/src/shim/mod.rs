@@ -1,7 +1,7 @@
 //! The shim: one small process that owns the processes of one launch, their output, their time limit and their end.
 //!
 //! It is forked by the [spawner](crate::spawner), has no runtime and one thread, and waits in `poll(2)`. Everything that can be
-//! prepared before `go` is: then it creates a file and forks, nothing else.
+//! prepared before `go` is: then it makes a name and forks, nothing else.
 
 mod attend;
 mod command;
@@ -18,11 +18,10 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{OFlag, openat};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::Mode;
 use taxiway_job::LaunchId;
 
@@ -64,7 +63,6 @@ impl Shim {
         let record = open(&directory, file::EXIT, OFlag::O_RDWR).map_err(|error| failed("open", file::EXIT, error))?;
         let log = open(&directory, file::LOG, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_APPEND)
             .map_err(|error| failed("open", file::LOG, error))?;
-        let listener = listen_in(&directory).map_err(|error| failed("listen on", file::SOCKET, error))?;
         let signals = signal_fd().map_err(|error| format!("cannot make a signalfd: {error}"))?;
         let timer = timer_fd().map_err(|error| format!("cannot make a timerfd: {error}"))?;
 
@@ -76,7 +74,7 @@ impl Shim {
                 None => return Ok(None),
             }
         };
-        let shim = Self::armed(launch, directory, lock, record, log, listener, signals, timer, *plan)?;
+        let shim = Self::armed(launch, directory, lock, record, log, signals, timer, *plan)?;
         // SAFETY: getpid has no precondition.
         let shim_pid = unsafe { libc::getpid() };
         control.send(&Report::Ready { version: VERSION, shim_pid });
@@ -123,16 +121,6 @@ fn take_lock(lock: &File) -> io::Result<bool> {
         crate::lock::Lock::Taken => Ok(true),
         crate::lock::Lock::HeldBy(_) => Ok(false),
     }
-}
-
-/// Listens on the socket in the directory. It is reached through /proc, since a socket's path may have 107 bytes only.
-fn listen_in(directory: &OwnedFd) -> io::Result<OwnedFd> {
-    let listener =
-        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), file::SOCKET);
-    bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
-    listen(&listener, Backlog::new(8)?)?;
-    Ok(listener)
 }
 
 fn signal_fd() -> io::Result<OwnedFd> {

@@ -1,11 +1,13 @@
 //! From `go` to the running command.
 
 use std::fs::File;
-use std::io::Write;
+use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::unistd::linkat;
 
 use super::state::{Running, Shim, State, Stay};
 use super::{GAVE_UP, failed, open, sync_directories};
@@ -20,7 +22,7 @@ use crate::wire::{Report, file};
 const MARK_NS: u64 = 10_000_000;
 
 impl Shim {
-    /// Creates the mark, forks and executes. Once the mark is there this launch never starts anything again.
+    /// Leaves the mark, forks and executes. Once the mark is there this launch never starts anything again.
     pub(super) fn go(&mut self, gpu_uuids: &[String]) -> Stay {
         let go_at = Instant::now();
         // A second `go` starts nothing.
@@ -28,7 +30,7 @@ impl Shim {
             return Stay::Yes;
         }
         let State::Armed(command) = mem::replace(&mut self.state, State::Changing) else { return Stay::Yes };
-        let mark = match open(&self.directory, file::STARTED, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL) {
+        let mark = match self.leave_mark() {
             Ok(mark) => mark,
             Err(error) => {
                 self.tell(&Report::Failed { message: failed("create", file::STARTED, error) });
@@ -50,6 +52,20 @@ impl Shim {
         Stay::Yes
     }
 
+    /// Gives the exit record the second name `started`, and returns what has to be synced with the directory for the mark to be
+    /// durable. A name costs the filesystem less than a file: an inode may take a millisecond to be found on a disk on which much
+    /// was deleted lately, and this lies between two jobs.
+    fn leave_mark(&self) -> io::Result<File> {
+        match linkat(&self.directory, file::EXIT, &self.directory, file::STARTED, AtFlags::empty()) {
+            Ok(()) => self.record.try_clone(),
+            // What filesystems without hard links say (link(2)), or at the end of their number.
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EMLINK) => {
+                open(&self.directory, file::STARTED, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn not_executed(&mut self, error: LaunchError) {
         let record = ExitRecord {
             launch: self.launch,
@@ -65,13 +81,12 @@ impl Shim {
 }
 
 /// Makes the mark durable without keeping the shim from its duties: on a busy disk that takes a while, and a job may end in it.
-pub(super) fn make_durable(mut mark: File, directory: &OwnedFd) {
+pub(super) fn make_durable(mark: File, directory: &OwnedFd) {
     let Ok(directory) = directory.try_clone() else { return };
     // Without a thread it is done here and now.
     let work = move || {
-        // The mark is the file's being there. A power loss is the only thing that it guards against, and a disk that cannot
+        // The mark is the name's being there. A power loss is the only thing that it guards against, and a disk that cannot
         // write cannot be helped.
-        let _ = mark.flush();
         let _ = mark.sync_all().and_then(|()| sync_directories(&directory));
     };
     drop(std::thread::Builder::new().stack_size(64 << 10).spawn(work));

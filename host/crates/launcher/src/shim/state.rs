@@ -1,7 +1,7 @@
 //! What a shim is made of: its open files, its limits, and where its launch is.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) struct Shim {
     pub(super) directory: OwnedFd,
     pub(super) _lock: File,
     pub(super) record: File,
-    pub(super) listener: OwnedFd,
+    pub(super) listener: Listener,
     pub(super) signals: OwnedFd,
     pub(super) timer: OwnedFd,
     pub(super) output: Output,
@@ -37,6 +37,26 @@ pub(super) struct Shim {
     pub(super) host: Option<Connection>,
     /// Connections that may become the host.
     pub(super) guests: Vec<Connection>,
+}
+
+/// Where hosts find this shim. There is no need of it while the one that started it lives, and most jobs are over before that
+/// changes.
+pub(super) enum Listener {
+    /// The host that started this shim has not gone.
+    NotNeeded,
+    /// It could not be made: when to try again.
+    Missing { retry_at: u64 },
+    /// It stays, whoever adopts this shim.
+    Open(OwnedFd),
+}
+
+impl Listener {
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Open(fd) => Some(fd.as_fd()),
+            Self::NotNeeded | Self::Missing { .. } => None,
+        }
+    }
 }
 
 /// What stops a job.
@@ -127,7 +147,6 @@ impl Shim {
         lock: File,
         record: File,
         log: File,
-        listener: OwnedFd,
         signals: OwnedFd,
         timer: OwnedFd,
         plan: ShimPlan,
@@ -149,7 +168,7 @@ impl Shim {
             directory,
             _lock: lock,
             record,
-            listener,
+            listener: Listener::NotNeeded,
             signals,
             timer,
             output,

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::LEFT;
 use super::end::RETRY_NS;
 use super::start::make_durable;
-use super::state::{Kill, Killing, Limits, Running, Shim, State, Stay, Stopping};
+use super::state::{Kill, Killing, Limits, Listener, Running, Shim, State, Stay, Stopping};
 use crate::cgroup::Group;
 use crate::clock::boottime_ns;
 use crate::processes::{self, Ending};
@@ -44,6 +44,9 @@ impl Shim {
             self.stop(StoppedBy::TimeLimit, self.limits.stop_signal, self.limits.grace_ns);
         }
         self.warn(now);
+        if matches!(self.listener, Listener::Missing { retry_at } if retry_at <= now) {
+            self.await_hosts();
+        }
         let mut unkillable = None;
         let (unkillable_ns, group) = (self.limits.unkillable_ns, self.group.as_ref());
         match &mut self.state {
@@ -73,6 +76,9 @@ impl Shim {
                 }
                 // A full disk: the record lives in this process and its answers until there is room.
                 ended.sync_at = now + RETRY_NS;
+                if self.host.is_none() {
+                    self.await_hosts();
+                }
             }
             _ => {}
         }
