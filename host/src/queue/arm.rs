@@ -360,7 +360,7 @@ impl Owner {
     pub(super) fn disarmed(&mut self, launch: LaunchId, reason: Option<String>) {
         let Some(at) = self.armed.iter().position(|armed| armed.launch == launch) else { return };
         let armed = self.armed.remove(at);
-        self.owed.push(Change::Disarm { launch });
+        self.owed.push(Change::Disarm { job: armed.job, launch });
         self.then.confirm.push(launch);
         if armed.stage != Stage::Leaving {
             let why = reason.unwrap_or_else(|| "its shim went away".into());

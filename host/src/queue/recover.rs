@@ -120,7 +120,7 @@ impl Owner {
         let Some(job) = self.recovering.remove(&launch) else { return false };
         self.jobs.set_unsettled(job, false);
         self.slots.free(launch, None);
-        self.owed.push(Change::Disarm { launch });
+        self.owed.push(Change::Disarm { job, launch });
         self.then.confirm.push(launch);
         self.resume_operations(job);
         true

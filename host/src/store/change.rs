@@ -98,6 +98,8 @@ pub enum Change {
     },
     /// An armed launch was taken back before anything was started; it leaves no history.
     Disarm {
+        /// Whose.
+        job: JobId,
         /// Which.
         launch: LaunchId,
     },

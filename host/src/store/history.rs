@@ -68,7 +68,7 @@ pub struct Oldest {
     pub job: Option<Time>,
     /// The end of the first job whose logs are still there.
     pub logs: Option<Time>,
-    /// The first event.
+    /// The first event that may be forgotten: the last never is.
     pub event: Option<Time>,
 }
 
@@ -243,7 +243,7 @@ impl Store {
             Ok(Oldest {
                 job: time(first, i64::MIN)?,
                 logs: time(first, logs.as_millis())?,
-                event: time("SELECT at FROM events WHERE id > ?1 ORDER BY id LIMIT 1", i64::MIN)?,
+                event: time("SELECT at FROM events WHERE id > ?1 AND id < (SELECT max(id) FROM events) ORDER BY id LIMIT 1", i64::MIN)?,
             })
         })
         .await
@@ -280,11 +280,12 @@ pub(super) fn remove(db: &Connection, job: JobId, at: Time, by: &str, told: &mut
     audit(db, at, by, "remove", Some(job))
 }
 
-/// Removes the first events, rows of the audit trail and keys of requests that are older than this, a few of each.
+/// Removes the first events, rows of the audit trail and keys of requests that are older than this, a few of each. The last event
+/// stays, whatever its age: the next gets the id after it, so that a subscriber can go on from the last one it saw.
 pub(super) fn forget_events(db: &Connection, before: Time, keys_before: Time) -> Result<(), StoreError> {
-    for table in ["events", "audit"] {
+    for (table, but) in [("events", "AND id < (SELECT max(id) FROM events)"), ("audit", "")] {
         db.prepare_cached(&format!(
-            "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT {AT_A_TIME}) AND at < ?1"
+            "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT {AT_A_TIME}) AND at < ?1 {but}"
         ))?
         .execute(params![before.as_millis()])?;
     }

@@ -240,6 +240,14 @@ fn first_file(path: &Path) {
         .expect("a job");
     }
     db.execute("INSERT INTO settings (key, value) VALUES ('mode', 'paused')", []).expect("a setting");
+    db.execute_batch(
+        "INSERT INTO attempts (launch, job, attempt, phase, boot_id, pid, start_time, started_at)
+            SELECT randomblob(16), id, 1, 'running', 'boot', 4711, 5, 1500 FROM jobs WHERE state = 'running';
+         INSERT INTO attempts (launch, job, attempt, phase, boot_id, end_state, exit_code, started_at, finished_at)
+            SELECT randomblob(16), id, 1, 'ended', 'boot', 'failed', 7, 1500, 2000 FROM jobs WHERE state = 'failed';
+         INSERT INTO events (id, at, kind, job) SELECT seq + 10, 1000, 'job.queued', id FROM jobs;",
+    )
+    .expect("attempts and events");
     db.pragma_update(None, "user_version", 1).expect("is set");
 }
 
@@ -256,12 +264,44 @@ async fn a_file_of_the_first_release_is_brought_up_to_date_with_all_that_is_in_i
     assert_eq!(store.setting("mode").await.expect("reads").as_deref(), Some("paused"));
     let two = JobFilter { states: vec![State::Failed, State::Held], limit: 10, ..JobFilter::default() };
     assert_eq!(store.jobs(two).await.expect("reads").items.len(), 2);
+    let unsettled = store.unsettled_attempts().await.expect("reads");
+    assert_eq!(
+        unsettled.iter().map(|attempt| (attempt.phase, &*attempt.boot_id)).collect::<Vec<_>>(),
+        [(Phase::Running, "boot")]
+    );
+    let failed = all.iter().find(|job| job.state == State::Failed).expect("one");
+    let attempts = store.attempts(failed.id).await.expect("reads");
+    assert_eq!(attempts.iter().map(|attempt| attempt.exit.code).collect::<Vec<_>>(), [Some(7)]);
+    let events = store.events_after(0, 100).await.expect("reads");
+    assert_eq!(events.iter().map(|event| event.id).collect::<Vec<_>>(), (11..=18).collect::<Vec<_>>());
+    assert_eq!(
+        events.iter().map(|event| event.job).collect::<Vec<_>>(),
+        all.iter().map(|job| Some(job.id)).collect::<Vec<_>>()
+    );
     store.commit(vec![submit(&job("new"))]).await.expect("it takes new ones");
     let old = store.ended_between(Time::from_millis(0), Time::now(), 10).await.expect("reads");
     store.commit(vec![Change::Forget { jobs: old.iter().map(|job| job.id).collect() }]).await.expect("is stored");
     assert_eq!(store.jobs_by_state().await.expect("reads").iter().map(|(_, count)| count).sum::<u64>(), 6);
     drop(store);
     Store::open(&path).expect("once more");
+}
+
+#[tokio::test]
+async fn the_id_of_an_event_is_never_used_again_whatever_was_forgotten() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    for name in ["a", "b"] {
+        store.commit(vec![submit(&job(name))]).await.expect("is stored");
+    }
+    let last = store.events_after(0, 10).await.expect("reads").last().expect("two").id;
+    let later = Time::now().plus(Duration::from_secs(1));
+    store.commit(vec![Change::ForgetEvents { before: later, keys_before: later }]).await.expect("is stored");
+    assert_eq!(store.oldest(later).await.expect("reads").event, None, "nothing more may go");
+    drop(store);
+    let store = open(directory.path());
+    let mut subscriber = store.events();
+    store.commit(vec![submit(&job("c"))]).await.expect("is stored");
+    assert_eq!(subscriber.try_recv().expect("it is told").id, last + 1);
 }
 
 #[tokio::test]

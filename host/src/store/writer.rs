@@ -268,9 +268,9 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             .execute(params![launch.as_bytes(), job.as_bytes(), attempt, boot_id])?;
             Ok(())
         }
-        Change::Disarm { launch } => {
-            db.prepare_cached("DELETE FROM attempts WHERE launch = ?1 AND phase = 'armed'")?
-                .execute(params![launch.as_bytes()])?;
+        Change::Disarm { job, launch } => {
+            db.prepare_cached("DELETE FROM attempts WHERE job = ?1 AND launch = ?2 AND phase = 'armed'")?
+                .execute(params![job.as_bytes(), launch.as_bytes()])?;
             Ok(())
         }
         Change::Go { job, launch, gpu_uuids, at } => {
@@ -279,9 +279,9 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                 .execute(params![job.as_bytes(), uuids])?, "go", *job)?;
             one(
                 db.prepare_cached(
-                    "UPDATE attempts SET phase = 'pending', gpu_uuids = ?2 WHERE launch = ?1 AND phase = 'armed'",
+                    "UPDATE attempts SET phase = 'pending', gpu_uuids = ?3 WHERE job = ?1 AND launch = ?2 AND phase = 'armed'",
                 )?
-                .execute(params![launch.as_bytes(), uuids])?,
+                .execute(params![job.as_bytes(), launch.as_bytes(), uuids])?,
                 "go",
                 *job,
             )?;
@@ -291,9 +291,9 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             let handover = json_text(handover)?;
             one(db.prepare_cached(
                 // Told again after an adoption, with the same facts.
-                "UPDATE attempts SET phase = 'running', pid = ?2, start_time = ?3, started_at = ?4, handover = coalesce(?5, handover)
-                 WHERE launch = ?1 AND phase IN ('pending', 'running')")?
-                .execute(params![launch.as_bytes(), pid, *start_time as i64, at.as_millis(), handover])?, "running", *job)?;
+                "UPDATE attempts SET phase = 'running', pid = ?3, start_time = ?4, started_at = ?5, handover = coalesce(?6, handover)
+                 WHERE job = ?1 AND launch = ?2 AND phase IN ('pending', 'running')")?
+                .execute(params![job.as_bytes(), launch.as_bytes(), pid, *start_time as i64, at.as_millis(), handover])?, "running", *job)?;
             db.prepare_cached("UPDATE jobs SET started_at = ?2, handover = coalesce(?3, handover) WHERE id = ?1")?
                 .execute(params![job.as_bytes(), at.as_millis(), handover])?;
             // A job that is being stopped stays `cancelling`.
@@ -335,7 +335,8 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                 "not started",
                 *job,
             )?;
-            db.prepare_cached("DELETE FROM attempts WHERE launch = ?1")?.execute(params![launch.as_bytes()])?;
+            db.prepare_cached("DELETE FROM attempts WHERE job = ?1 AND launch = ?2")?
+                .execute(params![job.as_bytes(), launch.as_bytes()])?;
             event(db, told, *at, "job.queued", Some(*job), Map::new())
         }
         Change::Progress { job, progress, at, sample } => {
@@ -516,11 +517,12 @@ fn finish(db: &Connection, end: &End, told: &mut Told) -> Result<(), StoreError>
     };
     if let Some(launch) = end.launch {
         db.prepare_cached(
-            "UPDATE attempts SET phase = 'ended', end_state = ?2, exit_code = ?3, exit_signal = ?4, failure = ?5, usage = ?6,
-                started_at = coalesce(?7, started_at), finished_at = ?8
-             WHERE launch = ?1",
+            "UPDATE attempts SET phase = 'ended', end_state = ?3, exit_code = ?4, exit_signal = ?5, failure = ?6, usage = ?7,
+                started_at = coalesce(?8, started_at), finished_at = ?9
+             WHERE job = ?1 AND launch = ?2",
         )?
         .execute(params![
+            job,
             launch.as_bytes(),
             told_of.end.as_str(),
             end.exit.code,

@@ -35,6 +35,48 @@ CREATE TABLE samples (
     PRIMARY KEY (job, attempt, at)
 ) WITHOUT ROWID;
 
+-- The starts of a job lie together, and jobs in the order of their submission: what is written of one job after the other lies on
+-- few pages.
+CREATE TABLE attempts_by_job (
+    job         BLOB    NOT NULL,
+    launch      BLOB    NOT NULL,
+    attempt     INTEGER NOT NULL,
+    phase       TEXT    NOT NULL CHECK (phase IN ('armed', 'pending', 'running', 'ended')),
+    boot_id     TEXT    NOT NULL,
+    gpu_uuids   TEXT,
+    pid         INTEGER,
+    start_time  INTEGER,
+    started_at  INTEGER,
+    finished_at INTEGER,
+    end_state   TEXT,
+    exit_code   INTEGER,
+    exit_signal INTEGER,
+    failure     TEXT,
+    usage       TEXT,
+    handover    TEXT,
+    PRIMARY KEY (job, launch)
+) WITHOUT ROWID;
+INSERT INTO attempts_by_job
+    SELECT job, launch, attempt, phase, boot_id, gpu_uuids, pid, start_time, started_at, finished_at, end_state, exit_code,
+        exit_signal, failure, usage, handover
+    FROM attempts;
+DROP TABLE attempts;
+ALTER TABLE attempts_by_job RENAME TO attempts;
+CREATE INDEX attempts_unsettled ON attempts (phase) WHERE phase != 'ended';
+
+-- Without AUTOINCREMENT, which has another table written with each event. No id is used again all the same: SQLite gives the one
+-- after the last, and the last event is never forgotten.
+CREATE TABLE events_kept (
+    id   INTEGER PRIMARY KEY,
+    at   INTEGER NOT NULL,
+    kind TEXT    NOT NULL,
+    job  BLOB,
+    data TEXT
+);
+INSERT INTO events_kept SELECT id, at, kind, job, data FROM events;
+DROP TABLE events;
+ALTER TABLE events_kept RENAME TO events;
+
 -- The last hand-overs, and the last deliveries.
 CREATE INDEX attempts_handover ON attempts (started_at) WHERE handover IS NOT NULL;
 CREATE INDEX deliveries_made ON deliveries (created_at, id);
