@@ -45,6 +45,8 @@ pub(super) struct Armed {
     stage: Stage,
     /// It is to be taken back as soon as it can be.
     unwanted: bool,
+    /// Others start before it: its intent is written with what is written of them.
+    behind: bool,
     /// When plugins judged it and for which GPUs, if any did.
     judged: Option<(Instant, Vec<String>)>,
     /// What they said, until it is stored with the intent.
@@ -108,6 +110,9 @@ impl Owner {
             // Each start makes room for the next in line, which may be ready already.
             if !candidates.iter().any(|candidate| self.start_ready(candidate)) {
                 candidates.iter().chain(&following).for_each(|candidate| self.arm_next(candidate));
+                for armed in &mut self.armed {
+                    armed.behind = !candidates.iter().any(|candidate| candidate.job == armed.job);
+                }
                 break;
             }
         }
@@ -210,6 +215,7 @@ impl Owner {
             gpus,
             stage: Stage::Planning,
             unwanted: false,
+            behind: false,
             judged: None,
             verdicts: Vec::new(),
             slots: candidate.slots.clone(),
@@ -300,14 +306,17 @@ impl Owner {
             return self.launcher.disarm(launch);
         }
         armed.stage = Stage::Intending;
-        let (job, verdicts) = (armed.job, std::mem::take(&mut armed.verdicts));
+        let (job, behind, verdicts) = (armed.job, armed.behind, std::mem::take(&mut armed.verdicts));
         let Some(attempt) = self.jobs.get(job).map(|entry| entry.attempt) else { return };
         self.work.push(Box::pin(async move {
             let mut changes = vec![Change::Arm { job, attempt, launch, boot_id }];
             if !verdicts.is_empty() {
                 changes.push(Change::LaunchVerdicts { job, verdicts });
             }
-            let result = store.commit(changes).await;
+            let result = match behind {
+                true => store.commit_soon(changes).await,
+                false => store.commit(changes).await,
+            };
             Done::Intended { launch, result }
         }));
     }

@@ -232,6 +232,12 @@ pub(super) struct Then {
     pub(super) drained: bool,
 }
 
+impl Then {
+    fn is_empty(&self) -> bool {
+        self.confirm.is_empty() && self.answers.is_empty() && self.mode_replies.is_empty() && !self.drained
+    }
+}
+
 /// Arming failed and rests a while.
 pub(super) struct ArmPause {
     /// None once it may be tried again.
@@ -335,7 +341,13 @@ impl Owner {
         if changes.is_empty() {
             return self.recorded(then, Ok(()));
         }
-        match self.store.record(changes).await {
+        // Whether a job runs nobody has to know before the next thing happens: the launch protocol finds out by itself.
+        let can_wait = |change: &Change| matches!(change, Change::Running { .. } | Change::Progress { .. });
+        let sent = match then.is_empty() && changes.iter().all(can_wait) {
+            true => self.store.record_soon(changes).await,
+            false => self.store.record(changes).await,
+        };
+        match sent {
             Ok(answer) => self.work.push(Box::pin(async move {
                 let result = answer.durable().await;
                 Done::Recorded { then, result }

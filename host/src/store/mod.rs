@@ -4,6 +4,8 @@
 //! answers them after its fsync (group commit), so that 32 clients pay for one fsync together. Units are applied in the order
 //! in which they were sent. A few more connections read, each seeing what was committed when its query began.
 //!
+//! A unit that nobody waits for is kept for at most two milliseconds, until another comes that cannot wait.
+//!
 //! There are two kinds of units. A *request* ([`Store::commit`]) may be refused: its sender hears of it and nothing has
 //! happened. A *fact* ([`Store::record`]) has happened already (a process ended): it is kept and tried again until the disk
 //! takes it, and [`Store::is_committing`] reads false meanwhile, so that nobody starts anything new.
@@ -92,7 +94,15 @@ impl Store {
     /// # Errors
     /// When they are refused or the disk does not take them; then none of them has happened.
     pub async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
-        self.send(changes, false).await?.durable().await
+        self.send(changes, false, false).await?.durable().await
+    }
+
+    /// The same for what nobody waits for: it may take two milliseconds more, in which other units join it in its commit.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub async fn commit_soon(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.send(changes, false, true).await?.durable().await
     }
 
     /// Records what has happened already, in one transaction: it is tried again until the disk takes it. Returns as soon as it
@@ -102,12 +112,20 @@ impl Store {
     /// # Errors
     /// Only when the writer has stopped.
     pub async fn record(&self, changes: Vec<Change>) -> Result<Answer, StoreError> {
-        self.send(changes, true).await
+        self.send(changes, true, false).await
     }
 
-    async fn send(&self, changes: Vec<Change>, fact: bool) -> Result<Answer, StoreError> {
+    /// The same for what nobody waits for: it may take two milliseconds more, in which other units join it in its commit.
+    ///
+    /// # Errors
+    /// As [`Store::record`].
+    pub async fn record_soon(&self, changes: Vec<Change>) -> Result<Answer, StoreError> {
+        self.send(changes, true, true).await
+    }
+
+    async fn send(&self, changes: Vec<Change>, fact: bool, can_wait: bool) -> Result<Answer, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.units.send(writer::Unit { changes, fact, reply }).await.map_err(|_| StoreError::Stopped)?;
+        self.units.send(writer::Unit { changes, fact, can_wait, reply }).await.map_err(|_| StoreError::Stopped)?;
         Ok(Answer(answer))
     }
 

@@ -305,6 +305,32 @@ async fn the_id_of_an_event_is_never_used_again_whatever_was_forgotten() {
 }
 
 #[tokio::test]
+async fn a_unit_that_can_wait_is_written_before_what_is_sent_after_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let (job, launch) = (job("a"), LaunchId::random());
+    store.commit(vec![submit(&job)]).await.expect("is stored");
+    let (boot_id, at) = ("boot".to_owned(), Time::now());
+    let arm = vec![Change::Arm { job: job.id, attempt: 1, launch, boot_id }];
+    let go = vec![Change::Go { job: job.id, launch, gpu_uuids: Vec::new(), at }];
+    let running = vec![Change::Running { job: job.id, launch, pid: 4711, start_time: 5, at, handover: None }];
+    let mut commits = store.counted().commits.buckets.iter().sum::<u64>();
+    // Nobody else sends anything: each of them is written in the end.
+    store.commit_soon(arm).await.expect("is stored");
+    commits += 1;
+    assert_eq!(store.counted().commits.buckets.iter().sum::<u64>(), commits);
+    store.commit(go).await.expect("it finds what was written before");
+    commits += 1;
+    let answer = store.record_soon(running).await.expect("is sent");
+    store.commit(Vec::new()).await.expect("is stored");
+    answer.durable().await.expect("is stored");
+    assert_eq!(store.job(job.id).await.expect("reads").map(|job| job.state), Some(State::Running));
+    // One for both, unless the second came only after the first had waited long enough.
+    let more = store.counted().commits.buckets.iter().sum::<u64>() - commits;
+    assert!((1..=2).contains(&more), "{more} commits");
+}
+
+#[tokio::test]
 async fn a_backup_holds_all_that_was_acknowledged_before_it_and_is_its_owner_s_alone() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().expect("a directory");

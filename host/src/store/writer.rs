@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -20,12 +21,18 @@ const GROUP: usize = 1024;
 /// space soon and leaving a broken disk alone.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// How long a unit that can wait is kept for others, so that they share a commit: longer than a short job and the hand-over to the
+/// next, whose end is written then; too short for anybody to notice.
+const PATIENCE: Duration = Duration::from_millis(2);
+
 /// Changes that become durable together.
 pub(super) struct Unit {
     /// What changes.
     pub(super) changes: Vec<Change>,
     /// It has happened already: the disk's refusal only delays it.
     pub(super) fact: bool,
+    /// Nobody waits for it: it may be written with what comes next.
+    pub(super) can_wait: bool,
     /// Where the answer goes.
     pub(super) reply: oneshot::Sender<Result<(), StoreError>>,
 }
@@ -58,10 +65,20 @@ impl Writer {
                     None => return,
                 }
             }
-            while group.len() < GROUP
-                && let Ok(unit) = units.try_recv()
-            {
-                group.push_back(unit);
+            let patient_until = Instant::now() + PATIENCE;
+            loop {
+                while group.len() < GROUP
+                    && let Ok(unit) = units.try_recv()
+                {
+                    group.push_back(unit);
+                }
+                if group.len() == GROUP || group.iter().any(|unit| !unit.can_wait) {
+                    break;
+                }
+                match receive_until(&mut units, patient_until) {
+                    Some(unit) => group.push_back(unit),
+                    None => break,
+                }
             }
             let began = Instant::now();
             match self.commit(&group) {
@@ -172,6 +189,27 @@ impl Writer {
         if told.ended {
             self.job_ended.notify_one();
         }
+    }
+}
+
+/// The next unit; none when none has come until then, or none will come any more.
+fn receive_until(units: &mut mpsc::Receiver<Unit>, deadline: Instant) -> Option<Unit> {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        if let Poll::Ready(unit) = units.poll_recv(&mut Context::from_waker(&waker)) {
+            return unit;
+        }
+        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        std::thread::park_timeout(left);
+    }
+}
+
+/// Wakes a thread that has parked.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 
