@@ -314,7 +314,13 @@ impl Owner {
             });
             tokio::select! {
                 biased;
-                Some(event) = events.recv() => self.launcher_event(event),
+                Some(event) = events.recv() => {
+                    self.launcher_event(event);
+                    // What was said at once is dealt with and written at once: the start of a short job with its end.
+                    while let Ok(event) = events.try_recv() {
+                        self.launcher_event(event);
+                    }
+                }
                 Some(done) = self.work.next() => self.done(done),
                 Some(found) = faults.recv() => found.iter().for_each(|fault| self.fault(fault)),
                 () = until(self.watch.next) => self.look_again(),

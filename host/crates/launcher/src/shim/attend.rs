@@ -87,7 +87,7 @@ impl Shim {
                     Some(Stopping { kill: Kill::Sent(killing), .. }) => killing.report_at,
                 };
                 let mark = running.mark.as_ref().map(|(at, _)| *at);
-                stop.into_iter().chain(mark).min()
+                stop.into_iter().chain(mark).chain(running.tell_at).min()
             }
             State::Leftovers(leftovers) => leftovers.killing.report_at,
             State::Ended(ended) => Some(ended.sync_at),

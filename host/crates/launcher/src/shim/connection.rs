@@ -62,7 +62,12 @@ impl Connection {
     /// Sends a message; false when the peer is gone or has not read for so long that its socket is full. Reports are few and
     /// small, and a host that lost one asks again when it adopts.
     pub(super) fn send<T: Serialize>(&self, message: &T) -> bool {
-        let line = encode(message);
+        self.send_all([message])
+    }
+
+    /// The same with several messages in one piece.
+    pub(super) fn send_all<T: Serialize>(&self, messages: impl IntoIterator<Item = T>) -> bool {
+        let line: Vec<u8> = messages.into_iter().flat_map(|message| encode(&message)).collect();
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the line is valid for reads of its whole length.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), line.as_ptr().cast(), line.len(), flags) };

@@ -39,9 +39,14 @@ impl Shim {
             match mem::replace(&mut self.state, State::Changing) {
                 State::Leftovers(leftovers) if none_left => {
                     let count = leftovers.killing.ending.count();
-                    self.end(leftovers.record, leftovers.second_at, leftovers.written, count);
+                    self.end(leftovers.record, leftovers.second_at, leftovers.written, count, leftovers.start_told);
                 }
                 State::Leftovers(mut leftovers) => {
+                    if !mem::replace(&mut leftovers.start_told, true)
+                        && let Some(process) = leftovers.record.process
+                    {
+                        self.tell(&Report::Started(process));
+                    }
                     leftovers.killing.pass(self.group.as_ref());
                     self.state = State::Leftovers(leftovers);
                 }
@@ -83,7 +88,8 @@ impl Shim {
             Some(Stopping { kill: Kill::Sent(killing), .. }) => Killing { ending: Ending::default(), ..killing },
             _ => Killing::new(boottime_ns().saturating_add(self.limits.unkillable_ns)),
         };
-        self.state = State::Leftovers(Leftovers { record, second_at, written, killing });
+        let start_told = running.tell_at.is_none();
+        self.state = State::Leftovers(Leftovers { record, second_at, written, killing, start_told });
     }
 
     pub(super) fn write_first(&self, record: &ExitRecord) -> (u64, bool) {
@@ -91,8 +97,15 @@ impl Shim {
         (second_at, write_at(&self.record, &bytes, 0).is_ok())
     }
 
-    /// Every process is gone: completes log and record and tells the host.
-    pub(super) fn end(&mut self, mut record: ExitRecord, second_at: u64, written: bool, leftovers: u32) {
+    /// Every process is gone: completes log and record and tells the host, of the start too if it does not know of it.
+    pub(super) fn end(
+        &mut self,
+        mut record: ExitRecord,
+        second_at: u64,
+        written: bool,
+        leftovers: u32,
+        start_told: bool,
+    ) {
         self.output.copy_rest();
         let log_dropped_bytes = self.output.finish();
         let usage = Usage { wall_seconds: record.wall_seconds(), ..used_by_children() };
@@ -103,7 +116,9 @@ impl Shim {
         if self.host.is_none() {
             ended.sync_at = 0;
         }
-        self.tell(&Report::Ended(Box::new(ended.record.clone())));
+        let started = ended.record.process.filter(|_| !start_told).map(Report::Started);
+        let reports = started.into_iter().chain([Report::Ended(Box::new(ended.record.clone()))]);
+        self.tell_all(reports);
         self.state = State::Ended(ended);
     }
 

@@ -75,6 +75,13 @@ impl Shim {
         }
     }
 
+    /// Tells of several things at once.
+    pub(super) fn tell_all(&self, reports: impl IntoIterator<Item = Report>) {
+        if let Some(host) = &self.host {
+            host.send_all(reports);
+        }
+    }
+
     /// Takes a connection that may be a restarted host's.
     pub(super) fn accept(&mut self) {
         let Listener::Open(listener) = &self.listener else { return };
@@ -112,8 +119,11 @@ impl Shim {
 
     /// From now on `host` gets the reports. The answer names this shim's version: the newer side speaks the older's language.
     fn adopted_by(&mut self, host: Connection) {
-        let phase = match &self.state {
-            State::Running(Running { process, .. }) => Phase::Running(*process),
+        let phase = match &mut self.state {
+            State::Running(Running { process, tell_at, .. }) => {
+                *tell_at = None;
+                Phase::Running(*process)
+            }
             State::Leftovers(Leftovers { record: ExitRecord { process: Some(process), .. }, .. }) => {
                 Phase::Running(*process)
             }

@@ -21,6 +21,10 @@ use crate::wire::{Report, file};
 /// disk is left to the store in the moment in which it commits this start.
 const MARK_NS: u64 = 10_000_000;
 
+/// How long after the exec the host is told of it: a job that is over sooner is told of once, and no other process wakes up in the
+/// moment in which the command starts.
+const TELL_NS: u64 = 1_000_000;
+
 impl Shim {
     /// Leaves the mark, forks and executes. Once the mark is there this launch never starts anything again.
     pub(super) fn go(&mut self, gpu_uuids: &[String]) -> Stay {
@@ -43,9 +47,9 @@ impl Shim {
                 // The process is a zombie at worst: it was not waited for, so its stat can be read.
                 let start_time = processes::stat(pid).map_or(0, |stat| stat.start_time);
                 let process = Started { pid, start_time, at, go_at };
-                self.tell(&Report::Started(process));
                 let mark = Some((at.boottime_ns + MARK_NS, mark));
-                self.state = State::Running(Running { process, stopping: None, warned_of: None, mark });
+                let tell_at = Some(at.boottime_ns + TELL_NS);
+                self.state = State::Running(Running { process, stopping: None, warned_of: None, mark, tell_at });
             }
             Err(error) => self.not_executed(error),
         }
@@ -76,7 +80,7 @@ impl Shim {
             clean: None,
         };
         let (second_at, written) = self.write_first(&record);
-        self.end(record, second_at, written, 0);
+        self.end(record, second_at, written, 0, true);
     }
 }
 

@@ -90,6 +90,8 @@ pub(super) struct Running {
     pub(super) warned_of: Option<u64>,
     /// When and what to make durable; none once that was begun.
     pub(super) mark: Option<(u64, File)>,
+    /// When to tell the host of the start; none once it was told.
+    pub(super) tell_at: Option<u64>,
 }
 
 /// A stop under way.
@@ -117,6 +119,8 @@ pub(super) struct Leftovers {
     pub(super) second_at: u64,
     pub(super) written: bool,
     pub(super) killing: Killing,
+    /// Whether the host knows of the start.
+    pub(super) start_told: bool,
 }
 
 pub(super) struct Ended {

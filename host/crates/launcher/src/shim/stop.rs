@@ -47,6 +47,13 @@ impl Shim {
         if matches!(self.listener, Listener::Missing { retry_at } if retry_at <= now) {
             self.await_hosts();
         }
+        if let State::Running(running) = &mut self.state
+            && running.tell_at.is_some_and(|at| at <= now)
+        {
+            running.tell_at = None;
+            let started = Report::Started(running.process);
+            self.tell(&started);
+        }
         let mut unkillable = None;
         let (unkillable_ns, group) = (self.limits.unkillable_ns, self.group.as_ref());
         match &mut self.state {
