@@ -253,7 +253,7 @@ fn permitted(
     for found in found {
         match address::not_public(found.ip()) {
             Some(kind) if !allow_private.iter().any(|network| network.contains(found.ip())) => {
-                refused = Some((found.ip(), kind));
+                refused = Some((found.ip().to_canonical(), kind));
             }
             _ => permitted.push(found),
         }

@@ -16,6 +16,9 @@ pub struct Network {
     prefix: u8,
 }
 
+/// What precedes the IPv4 address in an IPv4-mapped IPv6 address, in bits: `::ffff:0:0/96`.
+const MAPPED_PREFIX: u8 = 96;
+
 /// Why a text is no network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no network; write for example 10.1.2.0/24 or fd00:1::/32")]
@@ -40,7 +43,13 @@ impl FromStr for Network {
         if prefix > widest {
             return Err(wrong());
         }
-        Ok(Network { address, prefix })
+        // An IPv4 network in the clothes of IPv6 (RFC 4291, 2.5.5.2) is the IPv4 network that it is.
+        Ok(match address.to_canonical() {
+            IpAddr::V4(mapped) if address.is_ipv6() && prefix >= MAPPED_PREFIX => {
+                Network { address: mapped.into(), prefix: prefix - MAPPED_PREFIX }
+            }
+            _ => Network { address, prefix },
+        })
     }
 }
 
@@ -206,6 +215,11 @@ mod tests {
         let all: Network = "0.0.0.0/0".parse().unwrap();
         assert!(all.contains("8.8.8.8".parse().unwrap()));
         assert!(!all.contains("::1".parse().unwrap()));
+        let mapped: Network = "::ffff:10.1.2.0/120".parse().unwrap();
+        assert_eq!((mapped, mapped.to_string().as_str()), (network, "10.1.2.0/24"));
+        let mapped: Network = "::ffff:127.0.0.1".parse().unwrap();
+        assert!(mapped.contains("127.0.0.1".parse().unwrap()) && mapped.contains("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(!"::/0".parse::<Network>().unwrap().contains("10.1.2.3".parse().unwrap()));
         for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/+8", "localhost"] {
             assert!(wrong.parse::<Network>().is_err(), "{wrong}");
         }
