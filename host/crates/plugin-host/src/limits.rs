@@ -11,14 +11,14 @@ use std::time::Duration;
 pub struct Limits {
     /// Wall-clock time of a `validate`, `rewrite` or `metadata` call, instantiation included (2 s). A user waits for it
     /// with a submission in hand; plugins that compute need a millisecond, those that ask a web service a few hundred.
-    #[serde(deserialize_with = "quantity::duration", serialize_with = "quantity::as_seconds")]
+    #[serde(deserialize_with = "quantity::time_to_work", serialize_with = "quantity::as_seconds")]
     pub timeout: Duration,
     /// Wall-clock time of a `complete` call (30 s). Nobody waits for it, and receivers of webhooks are slow.
-    #[serde(deserialize_with = "quantity::duration", serialize_with = "quantity::as_seconds")]
+    #[serde(deserialize_with = "quantity::time_to_work", serialize_with = "quantity::as_seconds")]
     pub complete_timeout: Duration,
     /// Linear memory of one call in bytes, summed over all memories (128 MiB). Small plugins were measured at 1 MiB in
     /// Rust, 9 in JavaScript and 13 in Python: ten times the largest.
-    #[serde(deserialize_with = "quantity::size")]
+    #[serde(deserialize_with = "quantity::memory")]
     pub memory: u64,
     /// Table elements of one call, summed over all tables (131,072, at 8 bytes 1 MiB). Python's interpreter needs about
     /// ten thousand.
@@ -40,17 +40,24 @@ pub struct Limits {
     /// stack trace. The rest is swallowed.
     #[serde(deserialize_with = "quantity::size")]
     pub output: u64,
-    /// Calls of one plugin at a time (8). At most as many memories of it exist; the next call waits within its time.
+    /// Calls of one plugin at a time (8). At most as many memories of it exist; the next call waits.
+    #[serde(deserialize_with = "quantity::one_or_more")]
     pub parallel: usize,
-    /// Calls of all plugins at a time (32): with every one at the default memory limit, 4 GiB.
+    /// Calls of all plugins at a time, beside one that each plugin always may have (32): with every one at the default memory
+    /// limit, 4 GiB.
+    #[serde(deserialize_with = "quantity::one_or_more")]
     pub parallel_total: usize,
+    /// Time that a call waits for its place (10 s), which does not count as the plugin's. Five rounds of calls that all end at
+    /// the default timeout; a user waits for it with a submission in hand.
+    #[serde(deserialize_with = "quantity::duration", serialize_with = "quantity::as_seconds")]
+    pub wait: Duration,
     /// HTTP requests of one call (16). A validator asks one service, a notifier posts to one receiver.
     pub http_requests: u32,
     /// Time to look up, connect and shake hands, of one HTTP request (5 s): what a far host needs with one lost packet.
-    #[serde(deserialize_with = "quantity::duration", serialize_with = "quantity::as_seconds")]
+    #[serde(deserialize_with = "quantity::time_to_work", serialize_with = "quantity::as_seconds")]
     pub http_connect_timeout: Duration,
     /// Time of one HTTP request from its start to the end of the answer's body (30 s): the longest call there is.
-    #[serde(deserialize_with = "quantity::duration", serialize_with = "quantity::as_seconds")]
+    #[serde(deserialize_with = "quantity::time_to_work", serialize_with = "quantity::as_seconds")]
     pub http_timeout: Duration,
     /// Bytes of the headers of a request or answer (32 KiB); servers accept 8 to 16 KiB.
     #[serde(deserialize_with = "quantity::size")]
@@ -68,7 +75,7 @@ pub struct Limits {
     #[serde(deserialize_with = "quantity::size")]
     pub manifest: u64,
     /// Time to compile one component (5 min). 20 MiB of code took one minute on two busy cores.
-    #[serde(deserialize_with = "quantity::duration", serialize_with = "quantity::as_seconds")]
+    #[serde(deserialize_with = "quantity::time_to_work", serialize_with = "quantity::as_seconds")]
     pub compile_timeout: Duration,
     /// Address space of the compiling process in bytes (4 GiB). 20 MiB of code took 0.15 GiB of memory; what threads and
     /// allocators only reserve counts too.
@@ -91,6 +98,7 @@ impl Default for Limits {
             output: 16 << 10,
             parallel: 8,
             parallel_total: 32,
+            wait: Duration::from_secs(10),
             http_requests: 16,
             http_connect_timeout: Duration::from_secs(5),
             http_timeout: Duration::from_secs(30),

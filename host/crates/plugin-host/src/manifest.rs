@@ -1,5 +1,6 @@
 //! `NAME.toml` beside a component: when the plugin is called, what it is granted, and its settings.
 
+use crate::folder;
 use crate::grant::{address::Network, host::AllowedHost, variable::AllowedVariable};
 use crate::quantity;
 use crate::view::{Mode, OnError, Stage};
@@ -28,7 +29,7 @@ pub struct Manifest {
     #[serde(deserialize_with = "optional_duration")]
     pub timeout: Option<Duration>,
     /// Bytes of linear memory of a call, instead of the service's default.
-    #[serde(deserialize_with = "optional_size")]
+    #[serde(deserialize_with = "optional_memory")]
     pub memory: Option<u64>,
     /// The component must have this digest, in hexadecimal.
     pub sha256: Option<Digest>,
@@ -120,19 +121,28 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// The name of a file in the plugins folder, never a path out of it.
+/// The name of a component's file in the plugins folder, never a path out of it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct FileName(pub String);
+
+impl FileName {
+    /// The name without its `.wasm`.
+    pub fn stem(&self) -> &str {
+        self.0.strip_suffix(".wasm").unwrap_or(&self.0)
+    }
+}
 
 impl TryFrom<String> for FileName {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        if text.ends_with(".wasm") && !text.starts_with('.') && !text.contains(['/', '\\', '\0']) && text.len() <= 255 {
+        if text.strip_suffix(".wasm").is_some_and(folder::is_plugin_name) {
             Ok(FileName(text))
         } else {
-            Err("component is the name of a .wasm file in the plugins folder, without a path")
+            Err(
+                "component is the name of a .wasm file in the plugins folder, without a path: letters, digits, `-`, `_` and `.`, at most 64 before .wasm",
+            )
         }
     }
 }
@@ -151,15 +161,11 @@ impl TryFrom<PathBuf> for AbsolutePath {
 }
 
 fn optional_duration<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
-    let duration = quantity::duration(input)?;
-    if duration.is_zero() {
-        return Err(serde::de::Error::custom("a timeout must be longer than nothing"));
-    }
-    Ok(Some(duration))
+    quantity::time_to_work(input).map(Some)
 }
 
-fn optional_size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
-    quantity::size(input).map(Some)
+fn optional_memory<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+    quantity::memory(input).map(Some)
 }
 
 /// Why a manifest cannot be used, with the line.
@@ -321,7 +327,9 @@ mod tests {
             ("http = [\n  \"https://a.example\",\n  \"https://*.example\",\n]", 3, "exact host"),
             ("timeout = \"soon\"", 1, "soon"),
             ("timeout = 0", 1, "longer than nothing"),
+            ("timeout = \"1000000d\"", 1, "a year at most"),
             ("memory = \"1 hectare\"", 1, "hectare"),
+            ("order = 1\nmemory = 0", 2, "64 KiB"),
             ("env = [\"LD_PRELOAD\"]", 1, "never granted"),
             ("order = \"first\"", 1, "expected i64"),
             ("enabled = ", 1, ""),

@@ -17,6 +17,9 @@ pub enum QuantityError {
     TooLarge(String),
 }
 
+/// The longest duration there is: a year. Far more than anything here takes, and far less than what no clock can count to.
+const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+
 const DURATION_UNITS: &str = "ms, s, m, h, d";
 const SIZE_UNITS: &str = "B, KiB, MiB, GiB, KB, MB, GB";
 
@@ -98,16 +101,50 @@ enum TextOrNumber {
     Text(String),
 }
 
-/// A duration given as text or as a number of seconds.
+/// A duration given as text or as a number of seconds, at most a year.
 pub fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
-    match TextOrNumber::deserialize(input)? {
-        TextOrNumber::Integer(seconds) => Ok(Duration::from_secs(seconds)),
+    let duration = match TextOrNumber::deserialize(input)? {
+        TextOrNumber::Integer(seconds) => Duration::from_secs(seconds),
         TextOrNumber::Float(seconds) => {
-            seconds_to_duration(seconds, &seconds.to_string()).map_err(serde::de::Error::custom)
+            seconds_to_duration(seconds, &seconds.to_string()).map_err(serde::de::Error::custom)?
         }
-        TextOrNumber::Text(text) => parse_duration(&text).map_err(serde::de::Error::custom),
+        TextOrNumber::Text(text) => parse_duration(&text).map_err(serde::de::Error::custom)?,
+    };
+    if duration > LONGEST {
+        return Err(serde::de::Error::custom(format_args!("{} is too long: a year at most", show_duration(duration))));
     }
+    Ok(duration)
 }
+
+/// The same, longer than nothing.
+pub fn time_to_work<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    let duration = duration(input)?;
+    if duration.is_zero() {
+        return Err(serde::de::Error::custom("it must be longer than nothing: no call ends in no time"));
+    }
+    Ok(duration)
+}
+
+/// Memory for WebAssembly: a page at least, since no memory is smaller.
+pub fn memory<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
+    let bytes = size(input)?;
+    if bytes < PAGE {
+        return Err(serde::de::Error::custom(format_args!("{bytes} bytes are too few: a page of memory has 64 KiB")));
+    }
+    Ok(bytes)
+}
+
+/// A number of things of which there must be one.
+pub fn one_or_more<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
+    let count = usize::deserialize(input)?;
+    if count == 0 {
+        return Err(serde::de::Error::custom("it must be 1 or more: with 0 no plugin could be called"));
+    }
+    Ok(count)
+}
+
+/// Bytes of a page of WebAssembly's linear memory.
+const PAGE: u64 = 64 << 10;
 
 /// A size given as text or as a number of bytes.
 pub fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
@@ -155,6 +192,25 @@ mod tests {
         assert!(parse_duration("2 parsecs").is_err());
         assert!(parse_duration("-1s").is_err());
         assert!(parse_duration("1e400s").is_err());
+    }
+
+    #[test]
+    fn what_no_call_could_work_with_is_refused() {
+        let refused = |text: &str| toml::from_str::<crate::Limits>(text).unwrap_err().message().to_owned();
+        for (text, why) in [
+            ("timeout = 0", "longer than nothing"),
+            ("timeout = \"0s\"", "longer than nothing"),
+            ("complete_timeout = 9223372036854775807", "a year at most"),
+            ("http_timeout = \"1000d\"", "a year at most"),
+            ("wait = 1e17", "a year at most"),
+            ("memory = 0", "64 KiB"),
+            ("memory = \"1KiB\"", "64 KiB"),
+            ("parallel = 0", "1 or more"),
+        ] {
+            let told = refused(text);
+            assert!(told.contains(why), "{text}: {told}");
+        }
+        assert_eq!(toml::from_str::<crate::Limits>("wait = 0\nmemory = \"64KiB\"").unwrap().memory, 64 << 10);
     }
 
     #[test]
