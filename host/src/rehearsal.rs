@@ -95,6 +95,8 @@ pub struct Rehearsed {
     pub changed_again: Option<Value>,
     /// Why the job would not start at the launch stage.
     pub at_launch: Option<String>,
+    /// Why the job would be held, if it is not its submitter who wants that.
+    pub held: Option<String>,
 }
 
 impl Rehearsed {
@@ -142,6 +144,7 @@ pub async fn rehearse(plugin: &Plugin, setting: Setting, draft: Draft, mood: Moo
         Ok(admitted) => {
             let job = admitted.job;
             let mut rehearsed = rehearsed(true, job.warnings.clone(), job.rewrites.clone(), job.config.clone());
+            rehearsed.held = job.reason.as_ref().filter(|_| !draft.hold).map(|reason| reason.message.clone());
             if concerned(Hook::Validate, Some(Stage::Launch)) {
                 let gpus = setting.gpus.views_at_submit().await.to_vec();
                 rehearsed.at_launch = match admission(&calls).judge_launch(&job, gpus).await.verdict {
@@ -175,7 +178,16 @@ pub async fn rehearse(plugin: &Plugin, setting: Setting, draft: Draft, mood: Moo
 }
 
 fn rehearsed(accepted: bool, problems: Vec<Problem>, rewrites: Vec<Rewrite>, config: Map<String, Value>) -> Rehearsed {
-    Rehearsed { calls: Vec::new(), accepted, problems, rewrites, config, changed_again: None, at_launch: None }
+    Rehearsed {
+        calls: Vec::new(),
+        accepted,
+        problems,
+        rewrites,
+        config,
+        changed_again: None,
+        at_launch: None,
+        held: None,
+    }
 }
 
 /// Tells the plugin of an end as the outbox would.

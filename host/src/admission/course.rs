@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use taxiway_job::{Problem, Reason, Rewrite, Severity, Verdict};
-use taxiway_plugin_host::{CallError, Hook, Mode, OnError, Stage};
+use taxiway_plugin_host::{CallError, FailureKind, Hook, Mode, OnError, Stage};
 
 use super::hooks::Guest;
 use super::{PluginFailure, Refusal};
 
 /// The code of problems that tell of a plugin's failure.
 pub(super) const PLUGIN_FAILED: &str = "plugin-failed";
+
+/// The code of problems that tell of a plugin that could not be asked, for all the others that were.
+const PLUGIN_BUSY: &str = "plugin-busy";
 
 /// The course of one judgement.
 pub(super) struct Course {
@@ -54,8 +57,8 @@ impl Course {
     pub(super) fn refusal(mut self, config: Map<String, Value>) -> Refusal {
         match self.failure.take() {
             // Errors are for good, whatever the failed plugin would have said: the user can begin to mend them.
-            Some(failure) if self.has_errors() => {
-                self.problems.push(failed(failure.plugin, failure.message, Severity::Warning))
+            Some(PluginFailure { plugin, message, kind, .. }) if self.has_errors() => {
+                self.problems.push(failed(plugin, &kind, &message, Severity::Warning))
             }
             Some(failure) => return Refusal::PluginFailed(failure),
             None => {}
@@ -93,17 +96,18 @@ impl Course {
     /// Keeps that a plugin failed, and does what its manifest wants then. The failure of an observing plugin has no effect.
     pub(super) fn fail(&mut self, guest: &dyn Guest, hook: Hook, error: CallError, duration: Duration) {
         let CallError { plugin, kind, limit, message, on_error, .. } = error;
-        let kind_name = kind.as_str();
+        let what_happened = kind.what_happened();
         tracing::warn!(
             plugin,
             hook = hook.as_str(),
             stage = self.stage.as_str(),
-            kind = kind_name,
+            kind = kind.as_str(),
             limit,
-            "a plugin failed: {message}"
+            "a plugin {what_happened}: {message}"
         );
         let weight = if on_error == OnError::Reject { Severity::Error } else { Severity::Warning };
-        self.record(guest, hook, "failed", vec![failed(plugin.clone(), message.clone(), weight)], None, duration);
+        let problem = |weight| failed(plugin.clone(), &kind, &message, weight);
+        self.record(guest, hook, "failed", vec![problem(weight)], None, duration);
         if guest.mode() == Mode::Observe {
             return;
         }
@@ -111,23 +115,24 @@ impl Course {
             OnError::Reject => {
                 self.failure.get_or_insert(PluginFailure { plugin, message, limit, kind });
             }
-            OnError::Ignore => self.problems.push(failed(plugin, message, Severity::Warning)),
+            OnError::Ignore => self.problems.push(problem(Severity::Warning)),
             OnError::Hold => {
-                let sentence = format!("plugin `{plugin}` failed and has the job held then: {message}");
-                self.problems.push(failed(plugin, message, Severity::Warning));
+                let sentence = format!("plugin `{plugin}` {what_happened} and has the job held then: {message}");
+                self.problems.push(problem(Severity::Warning));
                 self.hold.get_or_insert(Reason::new("plugin_failed", sentence));
             }
         }
     }
 }
 
-fn failed(plugin: String, message: String, severity: Severity) -> Problem {
+fn failed(plugin: String, kind: &FailureKind, message: &str, severity: Severity) -> Problem {
+    let code = if *kind == FailureKind::Busy { PLUGIN_BUSY } else { PLUGIN_FAILED };
     Problem {
         plugin,
         severity,
         path: String::new(),
-        code: PLUGIN_FAILED.to_owned(),
-        message: format!("the plugin failed, which says nothing of the job: {message}"),
+        code: code.to_owned(),
+        message: format!("the plugin {}, which says nothing of the job: {message}", kind.what_happened()),
         help: None,
     }
 }

@@ -1,8 +1,8 @@
 //! The last look at a job, just before its start.
 
 use serde_json::Value;
-use taxiway_job::{Failure, FailureClass, Job, Problem, Severity, Verdict};
-use taxiway_plugin_host::{Context, GpuView, Hook, JobView, Stage};
+use taxiway_job::{Failure, FailureClass, Job, Problem, Reason, Severity, Verdict};
+use taxiway_plugin_host::{Context, FailureKind, GpuView, Hook, JobView, Stage};
 
 use super::course::{Course, PLUGIN_FAILED};
 use super::{Admission, details, job_details, validate};
@@ -43,6 +43,10 @@ impl Admission {
         validate::run(&mut course, &validators, &view, &context).await;
         let verdict = match (errors_as_failure(&course.problems), course.take_failure()) {
             (Some(failure), _) => LaunchVerdict::Reject(failure),
+            // Nobody has said anything against the job yet: it is judged again.
+            (None, Some(failure)) if failure.kind == FailureKind::Busy => {
+                LaunchVerdict::Wait(Reason::new("plugin_busy", failure.to_string()))
+            }
             (None, Some(failure)) => LaunchVerdict::Reject(Failure {
                 class: FailureClass::Preflight,
                 message: format!("{failure}; it was asked just before the start"),

@@ -136,7 +136,7 @@ pub enum Refusal {
 
 /// How a plugin failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("plugin `{plugin}` failed: {message}")]
+#[error("plugin `{plugin}` {}: {message}", .kind.what_happened())]
 pub struct PluginFailure {
     /// The plugin's name.
     pub plugin: String,

@@ -2,10 +2,13 @@
 
 use serde_json::Value;
 use taxiway_job::{EnvValue, JobSpec, Problem, Rewrite, Severity};
-use taxiway_plugin_host::{CallError, Called, Context, FailureKind, Hook, JobView, Mode, Rewritten};
+use taxiway_plugin_host::{CallError, Called, Context, FailureKind, Hook, JobView, Mode, Rewritten, clean};
 
 use super::course::Course;
 use super::hooks::Guest;
+
+/// The longest remark about a label or variable, in bytes: as long as a problem's message.
+const REMARK_LIMIT: usize = 512;
 
 /// Has each rewriter change `job` and `spec`, seeing what the one before it made of them. Ends at the first whose failure
 /// refuses the job. Gives the configuration as it was before the first change; none when nothing was changed.
@@ -96,7 +99,8 @@ fn beside_the_configuration(guest: &dyn Guest, rewritten: &Rewritten) -> Vec<Pro
         severity: Severity::Info,
         path: String::new(),
         code: code.to_owned(),
-        message,
+        // Its names and values are the plugin's own text.
+        message: clean(&message, REMARK_LIMIT),
         help: None,
     };
     let labels = rewritten

@@ -18,6 +18,7 @@ enum Does {
     Labels(&'static str, &'static str),
     Variable(&'static str, &'static str, bool),
     Breaks(OnError),
+    IsCrowded(OnError),
     Replaces(Value),
 }
 
@@ -55,6 +56,15 @@ impl Plugin {
                 on_error,
                 retry_after: None,
             }),
+            Does::IsCrowded(on_error) => Err(CallError {
+                plugin: self.name.into(),
+                version: "1.0.0".into(),
+                kind: FailureKind::Busy,
+                limit: Some("wait of 10 s".into()),
+                message: "there was no place for its call".into(),
+                on_error,
+                retry_after: None,
+            }),
             _ => Ok(answer()),
         };
         Called { result, duration: Duration::from_millis(3), peak_memory_bytes: 0, log: Vec::new() }
@@ -81,7 +91,7 @@ impl Guest for Plugin {
 
     fn on_error(&self) -> OnError {
         match self.does {
-            Does::Breaks(on_error) => on_error,
+            Does::Breaks(on_error) | Does::IsCrowded(on_error) => on_error,
             _ => OnError::Reject,
         }
     }
@@ -364,6 +374,96 @@ async fn the_manifest_says_what_a_plugins_failure_means() {
     let reason = job.reason.expect("why it is held");
     assert_eq!((job.state, reason.code.as_str()), (State::Held, "plugin_failed"));
     assert!(reason.message.contains("`broken`"), "{}", reason.message);
+}
+
+#[tokio::test]
+async fn a_plugin_that_could_not_be_asked_is_not_blamed_and_fails_no_job() {
+    let crowded = plugin("crowded", Hook::Validate, Does::IsCrowded(OnError::Reject));
+    let Refusal::PluginFailed(failure) = refused(std::slice::from_ref(&crowded), draft()).await else {
+        panic!("not the user's problem")
+    };
+    assert_eq!(failure.to_string(), "plugin `crowded` could not be asked: there was no place for its call");
+
+    let lenient = plugin("crowded", Hook::Validate, Does::IsCrowded(OnError::Ignore));
+    assert_eq!(admitted(&[lenient], draft()).await.warnings[0].code, "plugin-busy");
+
+    let job = admitted(&[], draft()).await;
+    let at_launch = Plugin { stage: Stage::Launch, ..crowded };
+    let LaunchVerdict::Wait(reason) = admission(&[at_launch]).judge_launch(&job, Vec::new()).await.verdict else {
+        panic!("it is judged again")
+    };
+    assert_eq!(reason.code, "plugin_busy");
+}
+
+/// A validator that answers once so many are being asked at the same time.
+struct Together(Arc<tokio::sync::Barrier>);
+
+#[async_trait]
+impl Guest for Together {
+    fn name(&self) -> &str {
+        "together"
+    }
+
+    fn version(&self) -> &str {
+        "1.0.0"
+    }
+
+    fn sha256(&self) -> &str {
+        "abcd"
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::Enforce
+    }
+
+    fn on_error(&self) -> OnError {
+        OnError::Reject
+    }
+
+    async fn rewrite(&self, _: &JobView, _: &Context) -> Called<Option<Rewritten>> {
+        unreachable!("it only validates")
+    }
+
+    async fn validate(&self, _: &JobView, _: &Context) -> Called<Vec<taxiway_plugin_host::Problem>> {
+        self.0.wait().await;
+        Called { result: Ok(Vec::new()), duration: Duration::ZERO, peak_memory_bytes: 0, log: Vec::new() }
+    }
+}
+
+struct AllTogether(Arc<tokio::sync::Barrier>);
+
+#[async_trait]
+impl Hooks for AllTogether {
+    async fn ready(&self) {}
+
+    fn in_force(&self, hook: Hook, stage: Stage, _: Option<&str>) -> Vec<Box<dyn Guest>> {
+        let validators = if (hook, stage) == (Hook::Validate, Stage::Submit) { 5 } else { 0 };
+        (0..validators).map(|_| Box::new(Together(self.0.clone())) as Box<dyn Guest>).collect()
+    }
+}
+
+#[tokio::test]
+async fn validators_are_asked_all_at_once() {
+    let no_gpus = gpu::Settings { nvml_library: Some(PathBuf::new()), ..gpu::Settings::default() };
+    let admission = Admission::new(Options {
+        hooks: Arc::new(AllTogether(Arc::new(tokio::sync::Barrier::new(5)))),
+        gpus: Inventory::without_gpus(no_gpus).unwrap(),
+        profiles: BTreeMap::new(),
+        grace: Duration::from_secs(30),
+        jobs_dir: "/state/jobs".into(),
+    });
+    // One after another they would wait for each other for ever.
+    let judged = tokio::time::timeout(Duration::from_secs(60), admission.judge(draft(), "ann", false));
+    assert_eq!(judged.await.expect("they are asked together").expect("all agree").job.verdicts.len(), 5);
+}
+
+#[tokio::test]
+async fn what_a_rewriter_sets_is_told_without_control_characters_and_not_at_length() {
+    let value: &'static str = Box::leak(format!("\x1b[2J{}", "x".repeat(10_000)).into_boxed_str());
+    let job = admitted(&[plugin("loud", Hook::Rewrite, Does::Variable("A", value, false))], draft()).await;
+    assert_eq!(job.spec.env["A"].expose(), value);
+    let told = &job.verdicts[0].problems[0].message;
+    assert!(told.starts_with("set the variable `A` to `[2Jxxx") && told.len() <= 512, "{told}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use taxiway_job::{Problem, Severity};
+use taxiway_plugin_host::FailureKind;
 
 use super::wire::ProblemDocument;
 use crate::admission::Refusal;
@@ -150,7 +151,8 @@ impl From<Refusal> for Refused {
         match refusal {
             Refusal::Problems { problems, .. } => Self::problems("rejected", problems),
             Refusal::PluginFailed(failure) => {
-                let mut refused = Self::new(StatusCode::SERVICE_UNAVAILABLE, "plugin-failed", failure.to_string());
+                let code = if failure.kind == FailureKind::Busy { "plugin-busy" } else { "plugin-failed" };
+                let mut refused = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, failure.to_string());
                 refused.0.plugin = Some(failure.plugin);
                 refused.0.limit = failure.limit;
                 refused

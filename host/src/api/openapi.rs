@@ -341,6 +341,11 @@ fn schemas() -> Value {
             "rewrites": {"type": "array", "items": {"type": "object"}},
         }}},
     }});
+    schemas["Plugins"] = json!({"type": "object", "properties": {
+        "items": {"type": "array", "items": reference("Plugin")},
+        "next_cursor": may_be_text(),
+    }});
+    schemas["Plugin"] = plugin();
     schemas["GpuSeries"] = json!({"type": "object", "properties": {
         "uuid": text(),
         "samples": {"type": "array", "items": {"type": "object", "properties": {
@@ -354,9 +359,57 @@ fn schemas() -> Value {
     schemas
 }
 
+/// As `taxiway_plugin_host::PluginStatus` is written.
+fn plugin() -> Value {
+    let text = || json!({"type": "string"});
+    let may_be_text = || json!({"type": ["string", "null"]});
+    let texts = || json!({"type": "array", "items": {"type": "string"}});
+    let seconds = || json!({"type": ["number", "null"], "minimum": 0});
+    let hook = || json!({"enum": ["validate", "rewrite", "complete"]});
+    json!({"type": "object", "properties": {
+        "name": text(),
+        "component": {"type": ["string", "null"], "description": "its file; null when it is a bundled one"},
+        "bundled": may_be_text(),
+        "state": {
+            "enum": ["loading", "compiling", "in_force", "failed", "disabled"],
+            "description": "in_force with an error beside it: an older version is, since the newest does not load",
+        },
+        "hooks": {"type": "array", "items": hook()},
+        "version": may_be_text(),
+        "sha256": may_be_text(),
+        "summary": text(),
+        "grants": {"type": "object", "properties": {
+            "http": texts(), "allow_private": texts(), "read": texts(), "env": texts(), "secrets": texts(),
+        }},
+        "mode": {"enum": ["enforce", "observe"]},
+        "order": {"type": "integer"},
+        "stages": {"type": "array", "items": {"enum": ["submit", "launch"]}},
+        "profiles": {"type": ["array", "null"], "items": {"type": "string"}, "description": "whose jobs it sees; null: all"},
+        "on_error": {"enum": ["reject", "ignore", "hold"]},
+        "timeout_seconds": seconds(),
+        "memory_bytes": {"type": ["integer", "null"]},
+        "settings_schema": {"type": ["object", "null"], "description": "JSON Schema of its settings"},
+        "load_seconds": seconds(),
+        "compile_seconds": {"type": ["number", "null"], "description": "null when its code was in the cache"},
+        "error": {"type": ["object", "null"], "properties": {"message": text(), "advice": text()}},
+        "warnings": texts(),
+        "calls": {"type": "integer"},
+        "failures": {"type": "integer"},
+        "last_failure": {"type": ["object", "null"], "properties": {
+            "at": {"type": "string", "format": "date-time"}, "hook": hook(), "kind": text(), "limit": may_be_text(), "message": text(),
+        }},
+        "seconds": {"type": "number", "description": "of all calls together"},
+        "p50_seconds": seconds(),
+        "p99_seconds": seconds(),
+    }})
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use taxiway_plugin_host::grant::Grants;
+    use taxiway_plugin_host::{Hook, LastFailure, Mode, OnError, PluginError, PluginState, PluginStatus, Stage};
 
     use super::super::wire::{Job, Submission, job_tests};
     use super::*;
@@ -395,5 +448,52 @@ mod tests {
         let written = serde_json::to_value(Job::new(&job, &Standing::default())).expect("JSON");
         let fields: BTreeSet<String> = written.as_object().expect("an object").keys().cloned().collect();
         assert_eq!(described("Job"), fields);
+    }
+
+    #[test]
+    fn the_schema_of_a_plugin_has_every_field_of_its_status() {
+        let failure =
+            LastFailure { at: String::new(), hook: Hook::Validate, kind: "trap", limit: None, message: String::new() };
+        let status = PluginStatus {
+            name: "guard".into(),
+            component: None,
+            bundled: None,
+            state: PluginState::InForce,
+            hooks: vec![Hook::Validate],
+            version: None,
+            sha256: None,
+            summary: String::new(),
+            grants: Grants::default(),
+            mode: Mode::Enforce,
+            order: 0,
+            stages: vec![Stage::Submit],
+            profiles: None,
+            on_error: OnError::Reject,
+            timeout_seconds: None,
+            memory_bytes: None,
+            settings_schema: None,
+            load_seconds: None,
+            compile_seconds: None,
+            error: Some(PluginError { message: String::new(), advice: String::new() }),
+            warnings: Vec::new(),
+            calls: 0,
+            failures: 0,
+            last_failure: Some(failure),
+            seconds: 0.0,
+            p50_seconds: None,
+            p99_seconds: None,
+        };
+        let written = serde_json::to_value(status).expect("JSON");
+        let schema = schemas()["Plugin"].clone();
+        for (written, schema) in [
+            (&written, &schema),
+            (&written["grants"], &schema["properties"]["grants"]),
+            (&written["error"], &schema["properties"]["error"]),
+            (&written["last_failure"], &schema["properties"]["last_failure"]),
+        ] {
+            let keys =
+                |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<String>>();
+            assert_eq!(keys(&schema["properties"]), keys(written));
+        }
     }
 }

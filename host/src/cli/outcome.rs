@@ -68,6 +68,9 @@ pub(super) fn print_refusal(document: &ProblemDocument) {
     if document.code == "plugin-failed" {
         eprintln!("The plugin is at fault, not the job: try again, or tell the service's administrator.");
     }
+    if document.code == "plugin-busy" {
+        eprintln!("Other jobs are being judged, and neither this one nor the plugin is at fault: try again.");
+    }
 }
 
 /// One problem: what, where, who says so, and what to do.

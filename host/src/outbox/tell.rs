@@ -13,6 +13,9 @@ use crate::store::{Change, Delivery, DeliveryId, StoreError};
 /// minutes later, the delivery counts as not tried, and is made again.
 const COMMIT_PAUSES: u32 = 9;
 
+/// How long to leave plugins alone that have no place for another call, beside the time that was waited for one.
+const PAUSE_IN_A_CROWD: Duration = Duration::from_secs(1);
+
 /// Makes a try and writes down what came of it.
 pub(super) async fn tell(options: Arc<Options>, delivery: Delivery) -> DeliveryId {
     let id = delivery.id;
@@ -24,10 +27,15 @@ pub(super) async fn tell(options: Arc<Options>, delivery: Delivery) -> DeliveryI
             tracing::debug!(delivery = %id, plugin = delivery.plugin, job = %delivery.job, tries, "delivered");
             Change::Delivered { delivery: id, at }
         }
+        // No try was made. The worker does not look again before this has returned.
         Err(Miss::Store(error)) => {
-            // No try was made. The worker does not look again before this has returned.
             tracing::warn!(delivery = %id, %error, "a delivery cannot be prepared");
             tokio::time::sleep(super::PAUSE_OF_THE_STORE).await;
+            return id;
+        }
+        Err(Miss::Crowded(error)) => {
+            tracing::info!(delivery = %id, error, "a delivery waits for a place");
+            tokio::time::sleep(PAUSE_IN_A_CROWD).await;
             return id;
         }
         Err(Miss::Failed { error, for_good, retry_after }) => {
@@ -50,6 +58,8 @@ pub(super) async fn tell(options: Arc<Options>, delivery: Delivery) -> DeliveryI
 enum Miss {
     /// What is to be told cannot be read.
     Store(StoreError),
+    /// The plugin was not called, because of other calls.
+    Crowded(String),
     /// It was not taken.
     Failed { error: String, for_good: bool, retry_after: Option<Duration> },
 }
@@ -62,6 +72,9 @@ impl From<StoreError> for Miss {
 
 impl From<CallError> for Miss {
     fn from(error: CallError) -> Self {
+        if error.kind == FailureKind::Busy {
+            return Self::Crowded(error.to_string());
+        }
         // A plugin that says it failed and names no time to try again means it.
         let for_good = matches!(error.kind, FailureKind::HookError { .. }) && error.retry_after.is_none();
         Self::Failed { error: error.to_string(), for_good, retry_after: error.retry_after }

@@ -244,6 +244,19 @@ async fn a_failed_try_is_made_again_under_the_same_id() {
 }
 
 #[tokio::test]
+async fn a_plugin_that_had_no_place_for_the_call_has_not_been_tried() {
+    let mut scene = Scene::new(&["webhook"]).failing(vec![failure(FailureKind::Busy, None)]);
+    let mut events = scene.store.events();
+    let _outbox = scene.outbox(1);
+    let job = scene.failed_job().await;
+    let (first, second) = (scene.told.recv().await.unwrap(), scene.told.recv().await.unwrap());
+    assert_eq!((first.delivery.attempt, second.delivery.attempt), (1, 1));
+    heard(&mut events, "delivery.delivered", 1).await;
+    let delivery = &scene.deliveries(&job).await[0];
+    assert_eq!((delivery.status, delivery.tries), (DeliveryStatus::Delivered, 1));
+}
+
+#[tokio::test]
 async fn a_plugin_says_when_to_try_again_or_that_it_is_of_no_use() {
     let later = Duration::from_secs(600);
     let refused = FailureKind::HookError { code: "gone".into() };

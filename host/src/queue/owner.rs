@@ -48,7 +48,7 @@ pub enum LaunchVerdict {
     Reject(Failure),
     /// It waits to be released.
     Hold(Reason),
-    /// Its GPUs cannot be looked at just now: it is asked again later.
+    /// It cannot be told just now, because its GPUs cannot be looked at or a plugin not be asked: it is asked again later.
     Wait(Reason),
 }
 

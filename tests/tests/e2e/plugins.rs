@@ -126,6 +126,21 @@ async fn a_plugin_that_cannot_be_used_is_told_so_before_it_is_dropped_in() {
     let tried = alone(&home, &["plugin", "test", "trap.wasm"]).await;
     assert_eq!(tried.status.code(), Some(1), "{}", said(&tried));
     assert!(said(&tried).contains("the plugin failed:") && said(&tried).contains("(trap)"), "{}", said(&tried));
+    assert!(said(&tried).contains("refused with 503"), "{}", said(&tried));
+    for (manifest, verdict) in [
+        ("on_error = \"hold\"\n", "accepted and held: plugin `trap` failed"),
+        ("on_error = \"ignore\"\n", "accepted all the same"),
+        ("mode = \"observe\"\n", "If it did not only observe: the job would be refused"),
+    ] {
+        fs::write(home.join("trap.toml"), manifest).expect("a manifest");
+        let tried = alone(&home, &["plugin", "test", "trap.wasm"]).await;
+        assert!(tried.status.code() == Some(1) && said(&tried).contains(verdict), "{verdict}: {}", said(&tried));
+    }
+    for (manifest, why) in [("timeout = 0\n", "longer than nothing"), ("memory = 0\n", "64 KiB")] {
+        fs::write(home.join("trap.toml"), manifest).expect("a manifest");
+        let checked = alone(&home, &["plugin", "check", "trap.wasm"]).await;
+        assert!(!checked.status.success() && said(&checked).contains(why), "{why}: {}", said(&checked));
+    }
     let manifest = "profiles = [\"lora\"]\n";
     fs::write(home.join("trap.toml"), manifest).expect("a manifest");
     let tried = alone(&home, &["plugin", "test", "trap.wasm"]).await;
@@ -192,6 +207,16 @@ async fn what_an_observing_plugin_says_is_recorded_and_has_no_effect() {
     );
     assert!(verdict["duration_seconds"].is_f64() && verdict["sha256"].is_string(), "{explained}");
     assert!(verdict["problems"][0]["message"].as_str().is_some_and(|text| text.contains("trap")), "{explained}");
+    let metrics = server.request(http::Method::GET, "/metrics").send().await.expect(200).text();
+    for line in [
+        "taxiway_plugin_state{plugin=\"watch\",state=\"in_force\"} 1",
+        "taxiway_plugin_loads_total{plugin=\"watch\",result=\"in_force\"} 1",
+        "taxiway_plugin_calls_total{plugin=\"watch\",hook=\"validate\"} 1",
+        "taxiway_plugin_call_failures_total{plugin=\"watch\",hook=\"validate\",kind=\"trap\"} 1",
+        "taxiway_plugin_call_seconds_bucket{plugin=\"watch\",hook=\"validate\",le=\"+Inf\"} 1",
+    ] {
+        assert!(metrics.lines().any(|it| it == line), "{line}: {metrics}");
+    }
 }
 
 /// A submission that is refused because of a plugin.

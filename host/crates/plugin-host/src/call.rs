@@ -14,7 +14,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 use tracing::field::Empty;
@@ -103,7 +102,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Runs `enter` on a fresh store, within `timeout` from the call's begin.
+    /// Waits for a place, then runs `enter` on a fresh store, within `timeout`.
     pub async fn run<T, F>(&mut self, timeout: Duration, enter: F) -> Result<T, Failure>
     where
         T: Send + 'static,
@@ -120,18 +119,17 @@ impl<'a> Call<'a> {
     {
         let loaded = self.loaded()?;
         let runtime = &loaded.runtime;
+        let Ok(place) = tokio::time::timeout(runtime.limits.wait, loaded.places.take()).await else {
+            let wait = show_duration(runtime.limits.wait);
+            let message =
+                format!("there was no place for its call within {wait}: others were under way; try again later");
+            return Err(Failure { limit: Some(format!("wait of {wait}")), ..Failure::new(FailureKind::Busy, message) });
+        };
+        // What it waited for a place is not its time.
+        self.started = Instant::now();
         let deadline = self.started + timeout;
         let trace = Arc::new(Trace::new(&runtime.limits));
         self.trace = Some(trace.clone());
-
-        let places = match timeout_at(deadline, places(loaded)).await {
-            Ok(places) => places,
-            Err(_) => {
-                let limit = format!("{} calls at a time", runtime.limits.parallel);
-                let message = format!("all its places were taken for {} ({limit})", show_duration(timeout));
-                return Err(Failure { limit: Some(limit), ..Failure::new(FailureKind::Busy, message) });
-            }
-        };
         let ticking = runtime.ticker.live();
         let mut state = fresh_state(loaded, self.dry_run, trace.clone());
         let read = loaded.read.clone();
@@ -139,7 +137,7 @@ impl<'a> Call<'a> {
         let limits = runtime.limits.clone();
         let guest = async move {
             // Given back when the store is gone, also when that is after the caller was answered.
-            let _held = (places, ticking);
+            let _held = (place, ticking);
             if !read.is_empty() {
                 state = tokio::task::spawn_blocking(move || state.open_directories(&read).map(|()| state)).await??;
             }
@@ -158,7 +156,7 @@ impl<'a> Call<'a> {
             });
             enter(store).await
         };
-        let on_lane = runtime.lane.run(guest.boxed(), &trace.busy);
+        let on_lane = runtime.lane.run(guest.boxed(), &trace.busy, &loaded.unyielding);
         match timeout_at(deadline, AssertUnwindSafe(on_lane).catch_unwind()).await {
             Ok(Ok(Ok(Ok(answer)))) => Ok(answer),
             Ok(Ok(Ok(Err(error)))) => Err(classify(&error, loaded, &trace)),
@@ -202,6 +200,10 @@ impl<'a> Call<'a> {
             (Ok(_), hook) => {
                 tracing::debug!("plugin answered");
                 hook.inspect(|hook| stats.record(*hook, &spent));
+            }
+            // It was not called: that is not its failure, and no call of its.
+            (Err(error), _) if error.kind == FailureKind::Busy => {
+                tracing::warn!("plugin not called: {}", error.message)
             }
             (Err(error), Some(hook)) => {
                 tracing::warn!("plugin failed: {}", error.message);
@@ -276,21 +278,6 @@ fn fresh_state(loaded: &Loaded, dry_run: bool, trace: Arc<Trace>) -> State {
     State::new(&loaded.runtime.limits, loaded.memory, loaded.settings.clone(), loaded.secrets.clone(), egress, trace)
 }
 
-/// A place among the plugin's own calls, then one among all: a plugin with many calls waits for itself first.
-async fn places(loaded: &Loaded) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    let own = place(&loaded.places).await?;
-    let shared = place(&loaded.runtime.places).await?;
-    Some((own, shared))
-}
-
-/// None only for a closed semaphore, and these are never closed.
-async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    match places.clone().try_acquire_owned() {
-        Ok(place) => Some(place),
-        Err(_) => places.clone().acquire_owned().await.ok(),
-    }
-}
-
 /// Names what the guest died of.
 fn classify(error: &wasmtime::Error, loaded: &Loaded, trace: &Trace) -> Failure {
     let limits = &loaded.runtime.limits;
@@ -361,7 +348,9 @@ fn last_words(loaded: &Loaded, trace: &Trace) -> String {
 mod tests {
     use super::*;
     use crate::egress::Policy;
+    use crate::lane::Unyielding;
     use crate::limits::Limits;
+    use crate::places::Places;
     use crate::plugin::{Hooks, Inner, Terms, Timeouts};
     use crate::runtime::Runtime;
     use crate::tls::Tls;
@@ -397,7 +386,8 @@ mod tests {
             policy: Arc::new(policy),
             read: Vec::new(),
             env: Vec::new(),
-            places: Arc::new(Semaphore::new(1)),
+            places: Places::one(),
+            unyielding: Unyielding::default(),
             runtime,
         };
         Plugin(Arc::new(Inner { terms, stats: Arc::default(), body: Body::Loaded(Box::new(loaded)) }))

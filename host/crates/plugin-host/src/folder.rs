@@ -103,6 +103,20 @@ pub struct Stamp {
     changed: (i64, i64),
 }
 
+impl Stamp {
+    /// Of the file, and of the link itself when it leads nowhere or to what may not be looked at: that is a file which cannot be
+    /// read, not one that is not there. None when nothing has this name.
+    pub fn of(path: &Path) -> Option<Stamp> {
+        let data = std::fs::metadata(path).or_else(|_| std::fs::symlink_metadata(path)).ok()?;
+        Some(Stamp { inode: data.ino(), size: data.size(), changed: (data.ctime(), data.ctime_nsec()) })
+    }
+
+    /// Of a directory, whatever happens in it.
+    pub fn of_directory(path: &Path) -> Option<Stamp> {
+        Stamp::of(path).map(|stamp| Stamp { size: 0, changed: (0, 0), ..stamp })
+    }
+}
+
 /// The components and manifests of a folder, by plugin name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
@@ -110,6 +124,8 @@ pub struct Listing {
     pub components: BTreeMap<String, Stamp>,
     /// `NAME.toml`.
     pub manifests: BTreeMap<String, Stamp>,
+    /// Those of them that are symbolic links.
+    pub links: Vec<PathBuf>,
 }
 
 /// Lists the folder. Hidden files, and names that no plugin can have, are left out.
@@ -119,7 +135,8 @@ pub struct Listing {
 pub fn list(folder: &Path) -> std::io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
         let (Some(stem), Some(extension)) =
             (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()))
         else {
@@ -130,19 +147,18 @@ pub fn list(folder: &Path) -> std::io::Result<Listing> {
             "toml" => &mut listing.manifests,
             _ => continue,
         };
-        // A file that went away since, or a dangling link, is not there.
-        let Ok(data) = std::fs::metadata(&path) else { continue };
+        // None when it went away since.
+        let Some(stamp) = Stamp::of(&path) else { continue };
         if is_plugin_name(stem) {
-            kind.insert(stem.to_owned(), stamp(&data));
+            kind.insert(stem.to_owned(), stamp);
+            if entry.file_type()?.is_symlink() {
+                listing.links.push(path);
+            }
         } else if !stem.starts_with('.') {
             tracing::warn!(path = %path.display(), "not a plugin: a name has letters, digits, `-`, `_` and `.`, at most 64");
         }
     }
     Ok(listing)
-}
-
-fn stamp(data: &Metadata) -> Stamp {
-    Stamp { inode: data.ino(), size: data.size(), changed: (data.ctime(), data.ctime_nsec()) }
 }
 
 /// Letters, digits, `-`, `_` and `.`, not at the start, at most 64 bytes.

@@ -3,7 +3,7 @@
 use crate::compile::Cache;
 use crate::folder::{self, FolderError};
 use crate::limits::Limits;
-use crate::load::{Ingredients, LoadError, Loading, Origin, Places, READERS, load};
+use crate::load::{DESCRIBERS, Ingredients, Kept, LoadError, Loading, Origin, READERS, load};
 use crate::loader::Loader;
 use crate::manifest::Manifest;
 use crate::plugin::Plugin;
@@ -103,27 +103,34 @@ impl PluginHost {
     /// When the host cannot work at all. A broken plugin is no such error.
     pub async fn start(options: Options) -> Result<PluginHost, StartError> {
         let folder = options.plugins_dir.clone();
-        tokio::task::spawn_blocking({
-            let folder = folder.clone();
-            move || folder::made(&folder)
+        let changed = Arc::new(Notify::new());
+        let watching = tokio::task::spawn_blocking({
+            let (folder, changed) = (folder.clone(), changed.clone());
+            move || -> Result<_, StartError> {
+                folder::made(&folder)?;
+                FolderWatch::begin(&folder, changed).map_err(|source| StartError::Watch { folder, source })
+            }
         })
         .await
         .map_err(|error| RuntimeError::Engine(error.to_string()))??;
         let (ingredients, remembered) = prepare(options).await?;
-        let changed = Arc::new(Notify::new());
-        let watching = FolderWatch::begin(&folder, changed.clone())
-            .map_err(|source| StartError::Watch { folder: folder.clone(), source })?;
         let registry = Arc::new(Registry::new());
         let loader = Loader::new(folder, ingredients, registry.clone(), remembered, watching);
         let loader = tokio::spawn(loader.run(changed));
         Ok(PluginHost(Arc::new(Running { registry, loader })))
     }
 
-    /// Waits for the first scan: after it everything that lay in the folder is in force or has its error.
+    /// Waits until it is known what guards the queue: at the first start until everything that lies in the folder is in force or
+    /// has its error, later until this holds for everything that was in force when the service ended.
     pub async fn ready(&self) {
         let mut settled = self.0.registry.settled();
         // An error means that the registry is gone, which this handle keeps.
         let _ = settled.wait_for(|settled| *settled).await;
+    }
+
+    /// Whether [`PluginHost::ready`] returns at once.
+    pub fn is_ready(&self) -> bool {
+        *self.0.registry.settled().borrow()
     }
 
     /// Every plugin of the folder, by name.
@@ -189,6 +196,9 @@ pub async fn open(options: Options, file: &Path, manifest: Option<&Path>) -> Res
     };
     let stem = |path: &Path| path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     let name = stem(manifest_file.unwrap_or(file));
+    if !folder::is_plugin_name(&name) {
+        return Err(LoadError::Name(name).into());
+    }
     let manifest = match manifest_file {
         None => Manifest::default(),
         Some(path) => {
@@ -203,8 +213,11 @@ pub async fn open(options: Options, file: &Path, manifest: Option<&Path>) -> Res
         (None, None) if is_manifest => Origin::File(file.with_extension("wasm")),
         (None, _) => Origin::File(file.to_owned()),
     };
-    let kept = Places::new(&ingredients.runtime);
-    let new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::new(|| ())).await?;
+    let kept = Kept::new(&ingredients.runtime);
+    let mut new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::new(|| ())).await?;
+    if !manifest.enabled {
+        new.facts.warnings.push("its manifest has enabled = false: the service would not call it".to_owned());
+    }
     let entry = Entry {
         name,
         manifest: Arc::new(manifest),
@@ -230,6 +243,7 @@ async fn prepare(options: Options) -> Result<(Ingredients, Remembered), StartErr
                 cache: Arc::new(cache),
                 bundle: options.bundled,
                 reading: Arc::new(Semaphore::new(READERS)),
+                describing: Arc::new(Semaphore::new(DESCRIBERS)),
             },
             remembered,
         ))

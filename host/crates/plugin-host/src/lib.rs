@@ -40,6 +40,7 @@ mod loader;
 mod manifest;
 mod output;
 mod patch;
+mod places;
 mod plugin;
 mod problem;
 mod quantity;
@@ -66,6 +67,7 @@ pub use plugin::Plugin;
 pub use runtime::RuntimeError;
 pub use stats::{HookMetrics, LastFailure, PluginMetrics};
 pub use status::{PluginError, PluginState, PluginStatus};
+pub use text::clean;
 pub use tls::CaFileError;
 pub use view::{
     CallError, Called, Context, Delivery, End, FailureKind, GpuView, Hook, JobView, LogLine, Mode, OnError,

@@ -3,7 +3,9 @@
 use crate::bindings;
 use crate::egress::Policy;
 use crate::grant::variable::AllowedVariable;
+use crate::lane::Unyielding;
 use crate::limits::Limits;
+use crate::places::Places;
 use crate::runtime::Runtime;
 use crate::secret::Secrets;
 use crate::state::State;
@@ -13,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 /// One version of a plugin that is in force. Calls that were begun finish on it also when another has taken its place.
 #[derive(Clone)]
@@ -57,8 +58,10 @@ pub(crate) struct Loaded {
     pub policy: Arc<Policy>,
     pub read: Vec<PathBuf>,
     pub env: Vec<AllowedVariable>,
-    /// Places for calls of this plugin, over all its versions.
-    pub places: Arc<Semaphore>,
+    /// Places for its calls.
+    pub places: Places,
+    /// Whether this version was seen to keep a thread.
+    pub unyielding: Unyielding,
 }
 
 #[derive(Clone, Copy)]

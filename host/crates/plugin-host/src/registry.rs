@@ -1,6 +1,6 @@
 //! What is in force right now. Written by the loader alone, read by everybody, never held over a call.
 
-use crate::load::{Facts, Loading, Places};
+use crate::load::{Facts, Kept, Loading};
 use crate::manifest::Manifest;
 use crate::plugin::Plugin;
 use crate::stats::PluginMetrics;
@@ -23,7 +23,7 @@ pub(crate) struct Entry {
     pub folder_error: Option<PluginError>,
     /// The load that is under way.
     pub loading: Option<Arc<Loading>>,
-    pub kept: Places,
+    pub kept: Kept,
 }
 
 /// The entries, published as a whole.
@@ -58,7 +58,7 @@ impl Registry {
         self.statuses.send_modify(|count| *count += 1);
     }
 
-    /// The first scan is done, and everything that it found is in force or has its error.
+    /// What submissions wait for is in force or has its error.
     pub fn settle(&self) {
         self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
     }

@@ -13,49 +13,55 @@ const FILE: &str = "in-force.json";
 /// The file, and what it holds.
 pub struct Remembered {
     folder: PathBuf,
-    terms: BTreeMap<String, Terms>,
+    /// None when nothing is remembered: at the first start, and when the file cannot be read.
+    terms: Option<BTreeMap<String, Terms>>,
 }
 
 impl Remembered {
-    /// Reads the file. A damaged one is told of and counts as empty: it is written whole or not at all, so this needs a
+    /// Reads the file. A damaged one is told of and counts as missing: it is written whole or not at all, so this needs a
     /// person's hand or a failing disk.
     pub fn read(folder: &Path) -> Remembered {
         let path = folder.join(FILE);
         let terms = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice::<Vec<Terms>>(&text).unwrap_or_else(|error| {
-                tracing::error!(path = %path.display(), %error, "the set of plugins in force cannot be read; broken plugins do not reject jobs until they load again");
-                Vec::new()
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Ok(text) => serde_json::from_slice::<Vec<Terms>>(&text)
+                .inspect_err(|error| {
+                    tracing::error!(path = %path.display(), %error, "the set of plugins in force cannot be read; broken plugins do not reject jobs until they load again");
+                })
+                .ok(),
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the set of plugins in force cannot be read");
-                Vec::new()
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    tracing::error!(path = %path.display(), %error, "the set of plugins in force cannot be read");
+                }
+                None
             }
         };
-        Remembered {
-            folder: folder.to_owned(),
-            terms: terms.into_iter().map(|terms| (terms.name.clone(), terms)).collect(),
-        }
+        let by_name = |terms: Vec<Terms>| terms.into_iter().map(|terms| (terms.name.clone(), terms)).collect();
+        Remembered { folder: folder.to_owned(), terms: terms.map(by_name) }
     }
 
-    /// Moves it to where it may block, and leaves an empty one behind.
+    /// Moves it to where it may block, and leaves one behind that remembers nothing.
     pub fn take(&mut self) -> Remembered {
-        Remembered { folder: self.folder.clone(), terms: std::mem::take(&mut self.terms) }
+        Remembered { folder: self.folder.clone(), terms: self.terms.take() }
+    }
+
+    /// Whether nobody knows what was in force.
+    pub fn is_blank(&self) -> bool {
+        self.terms.is_none()
     }
 
     /// What was in force under this name.
     pub fn get(&self, name: &str) -> Option<&Terms> {
-        self.terms.get(name)
+        self.terms.as_ref()?.get(name)
     }
 
     /// The names of all that were in force.
     pub fn names(&self) -> Vec<String> {
-        self.terms.keys().cloned().collect()
+        self.terms.iter().flat_map(|terms| terms.keys().cloned()).collect()
     }
 
     /// Whether this is what the file holds.
     pub fn is(&self, terms: &BTreeMap<String, Terms>) -> bool {
-        self.terms == *terms
+        self.terms.as_ref() == Some(terms)
     }
 
     /// Puts a new set on disk, whole or not at all. Blocks.
@@ -70,7 +76,7 @@ impl Remembered {
         file.sync_all()?;
         std::fs::rename(&new, self.folder.join(FILE))?;
         File::open(&self.folder)?.sync_all()?;
-        self.terms = terms;
+        self.terms = Some(terms);
         Ok(())
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::lane::Lane;
 use crate::limits::Limits;
+use crate::places::Shared;
 use crate::state::State;
 use crate::ticker::Ticker;
 use crate::tls::Tls;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, WasmFeatures};
 
@@ -18,8 +18,8 @@ pub struct Runtime {
     pub lane: Lane,
     pub limits: Arc<Limits>,
     pub tls: Arc<Tls>,
-    /// Places for calls of all plugins.
-    pub places: Arc<Semaphore>,
+    /// Places for calls that all plugins share.
+    pub places: Shared,
 }
 
 /// Why the engine does not start.
@@ -40,7 +40,7 @@ impl Runtime {
         Ok(Runtime {
             ticker: Ticker::start(engine.clone()).map_err(RuntimeError::Threads)?,
             lane: Lane::start().map_err(RuntimeError::Threads)?,
-            places: Arc::new(Semaphore::new(limits.parallel_total.max(1))),
+            places: Shared::new(&limits),
             limits: Arc::new(limits),
             tls: Arc::new(tls),
             engine,

@@ -21,6 +21,8 @@ pub struct Stats {
     hooks: [HookStats; Hook::ALL.len()],
     requests: AtomicU64,
     refused_requests: AtomicU64,
+    loads: AtomicU64,
+    failed_loads: AtomicU64,
     last_failure: Mutex<Option<LastFailure>>,
 }
 
@@ -78,6 +80,10 @@ pub struct PluginMetrics {
     pub requests: u64,
     /// Those of them that were refused.
     pub refused_requests: u64,
+    /// Versions that came into force.
+    pub loads: u64,
+    /// Versions that did not, or manifests.
+    pub failed_loads: u64,
     /// One entry for each hook that was called.
     pub hooks: Vec<HookMetrics>,
 }
@@ -124,6 +130,12 @@ impl Stats {
         *failures.entry(failure.kind).or_default() += 1;
         drop(failures);
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+    }
+
+    /// Counts a version that came into force, or did not.
+    pub fn record_load(&self, succeeded: bool) {
+        let count = if succeeded { &self.loads } else { &self.failed_loads };
+        count.fetch_add(1, Relaxed);
     }
 
     /// All calls.
@@ -174,6 +186,8 @@ impl Stats {
             state,
             requests: self.requests.load(Relaxed),
             refused_requests: self.refused_requests.load(Relaxed),
+            loads: self.loads.load(Relaxed),
+            failed_loads: self.failed_loads.load(Relaxed),
             hooks: called.map(|hook| self.hook(*hook).metrics(plugin, *hook)).collect(),
         }
     }

@@ -1,7 +1,9 @@
 //! What `GET /api/v1/plugins`, `taxiway plugin list` and the dashboard show of a plugin.
 
 use crate::grant::Grants;
+use crate::load::LoadError;
 use crate::stats::LastFailure;
+use crate::text;
 use crate::view::{Hook, Mode, OnError, Stage};
 use serde::Serialize;
 use serde_json::Value;
@@ -29,6 +31,22 @@ pub struct PluginError {
     pub message: String,
     /// What can be done about it.
     pub advice: String,
+}
+
+/// The longest sentence about an error, in bytes. Manifests and components choose some of its words.
+const SENTENCE_LIMIT: usize = 2048;
+
+impl PluginError {
+    /// With both sentences made safe to show.
+    pub(crate) fn new(message: &str, advice: &str) -> PluginError {
+        PluginError { message: text::clean(message, SENTENCE_LIMIT), advice: text::clean(advice, SENTENCE_LIMIT) }
+    }
+}
+
+impl From<&LoadError> for PluginError {
+    fn from(error: &LoadError) -> PluginError {
+        PluginError::new(&error.to_string(), &error.advice())
+    }
 }
 
 /// One plugin, in force or not.

@@ -241,7 +241,7 @@ pub struct Problem {
 pub struct Called<T> {
     /// The plugin's answer, or how it failed.
     pub result: Result<T, CallError>,
-    /// From the request for a free place to the answer.
+    /// From the begin of the call to the answer; waiting for a free place is not part of it.
     pub duration: Duration,
     /// Bytes of linear memory at the peak.
     pub peak_memory_bytes: u64,
@@ -283,7 +283,7 @@ pub enum FailureKind {
         /// The plugin's own code, made safe to show.
         code: String,
     },
-    /// All its places were taken for as long as the call may last.
+    /// It was not called: there was no place for the call, because of other calls. Not the plugin's failure.
     Busy,
     /// It was in force and cannot be loaded any more.
     NotLoaded,
@@ -309,11 +309,19 @@ impl FailureKind {
             FailureKind::HostPanic => "host-panic",
         }
     }
+
+    /// What the plugin did, for a sentence that begins with its name.
+    pub fn what_happened(&self) -> &'static str {
+        match self {
+            FailureKind::Busy => "could not be asked",
+            _ => "failed",
+        }
+    }
 }
 
 /// A plugin's failure: neither the host's nor the user's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("plugin `{plugin}` failed: {message}")]
+#[error("plugin `{plugin}` {}: {message}", .kind.what_happened())]
 pub struct CallError {
     /// The plugin's name.
     pub plugin: String,

@@ -17,6 +17,7 @@ mod operate;
 mod plugins;
 mod probes;
 mod prometheus;
+mod prometheus_plugins;
 mod queue;
 mod submit;
 mod training;
@@ -108,7 +109,7 @@ pub(super) static ROUTES: &[Route] = &[
     route!(get "/api/v1/gpus", READ, gpus::list, [] -> Some("Page"), "The GPUs, who holds each, and how they are"),
     route!(get "/api/v1/gpus/{uuid}/metrics", READ, gpus::metrics, [] -> Some("GpuSeries"), "The latest samples of a GPU, taken while jobs held it"),
     route!(post "/api/v1/gpus/{uuid}/release", OPERATE, gpus::release, [] -> Some("Gpu"), "A GPU in quarantine is mended: jobs may have it again"),
-    route!(get "/api/v1/plugins", READ, plugins::list, [] -> Some("Page"), "The plugins and how they stand"),
+    route!(get "/api/v1/plugins", READ, plugins::list, [] -> Some("Plugins"), "The plugins and how they stand"),
     route!(get "/api/v1/events", READ, events::events, ["job_id"] -> None, "Every change as it happens (server-sent events)"),
     route!(get "/api/v1/handovers", READ, history::handovers, ["limit"] -> Some("Page"), "The last hand-overs, with their parts"),
     route!(get "/api/v1/profiles", READ, history::profiles, [] -> Some("Page"), "The profiles that jobs can be submitted under"),

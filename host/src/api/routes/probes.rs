@@ -16,12 +16,14 @@ pub(super) async fn healthz() -> Response {
     Json(wire::Health { status: Cow::Borrowed("ok"), version: Cow::Borrowed(VERSION) }).into_response()
 }
 
-/// Ready: what is submitted now can be stored.
+/// Ready: what is submitted now can be judged and stored.
 pub(super) async fn readyz(api: State) -> Response {
-    let (code, status) = if api.service.store.is_committing() {
-        (StatusCode::OK, "ok")
-    } else {
+    let (code, status) = if !api.service.store.is_committing() {
         (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be written just now")
+    } else if !api.service.plugins.is_ready() {
+        (StatusCode::SERVICE_UNAVAILABLE, "plugins are being loaded, and submissions wait for them")
+    } else {
+        (StatusCode::OK, "ok")
     };
     (code, Json(wire::Health { status: Cow::Borrowed(status), version: Cow::Borrowed(VERSION) })).into_response()
 }

@@ -28,32 +28,38 @@ pub(super) async fn metrics(api: State) -> Result<Response, Refused> {
         .gauge("taxiway_deliveries", "Deliveries that are kept, by status.")
         .values("status", &service.store.deliveries_by_status().await?)
         .counted(&service.store.counted())
+        .plugins(&service.plugins.metrics())
         .0;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
 /// The text as it grows. Writing to a string does not fail.
 #[derive(Default)]
-struct Text(String, &'static str);
+pub(super) struct Text(pub(super) String, &'static str);
 
 impl Text {
-    fn gauge(self, name: &'static str, help: &str) -> Self {
+    pub(super) fn gauge(self, name: &'static str, help: &str) -> Self {
         self.metric(name, "gauge", help)
     }
 
-    fn counter(self, name: &'static str, help: &str) -> Self {
+    pub(super) fn counter(self, name: &'static str, help: &str) -> Self {
         self.metric(name, "counter", help)
     }
 
-    fn metric(mut self, name: &'static str, kind: &str, help: &str) -> Self {
+    pub(super) fn metric(mut self, name: &'static str, kind: &str, help: &str) -> Self {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
         self.1 = name;
         self
     }
 
     /// A sample of the metric that was begun last.
-    fn value(mut self, labels: &str, value: f64) -> Self {
-        let _ = writeln!(self.0, "{}{labels} {value}", self.1);
+    pub(super) fn value(self, labels: &str, value: f64) -> Self {
+        self.sample("", labels, value)
+    }
+
+    /// The same under a longer name: histograms have three.
+    pub(super) fn sample(mut self, suffix: &str, labels: &str, value: f64) -> Self {
+        let _ = writeln!(self.0, "{}{suffix}{labels} {value}", self.1);
         self
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use taxiway_job::{JobId, State};
-use taxiway_plugin_host::{Hook, OpenError, PluginStatus};
+use taxiway_plugin_host::{Hook, Mode, OpenError, PluginStatus};
 
 use super::super::client::ClientError;
 use super::super::submit::{patch_lines, read_config};
@@ -133,12 +133,38 @@ fn told(status: &PluginStatus, rehearsed: &Rehearsed, mood: Mood, style: Style) 
     for problem in &rehearsed.problems {
         text.push_str(&outcome::problem_lines(problem, style));
     }
-    let verdict = match (&rehearsed.at_launch, rehearsed.accepted) {
-        (Some(why), true) => format!("The job would be accepted, and would not start: {}\n", printable(why)),
-        (_, true) => "The job would be accepted.\n".to_owned(),
-        (_, false) => "The job would be refused.\n".to_owned(),
+    text + &verdict(status, rehearsed)
+}
+
+/// What would become of the job.
+fn verdict(status: &PluginStatus, rehearsed: &Rehearsed) -> String {
+    let has_failed = rehearsed.calls.iter().any(|call| call.failure.is_some());
+    let verdict = match rehearsed {
+        Rehearsed { accepted: true, at_launch: Some(why), .. } => {
+            format!("The job would be accepted, and would not start: {}", printable(why))
+        }
+        Rehearsed { accepted: true, held: Some(why), .. } => {
+            format!("The job would be accepted and held: {}", printable(why))
+        }
+        Rehearsed { accepted: true, .. } if has_failed => {
+            "The job would be accepted all the same: its manifest says on_error = \"ignore\".".to_owned()
+        }
+        Rehearsed { accepted: true, .. } => "The job would be accepted.".to_owned(),
+        // Errors that were found count for more than a failure.
+        Rehearsed { problems, .. } if has_failed && problems.is_empty() => {
+            "The job would be refused with 503, as long as the plugin fails: its on_error is \"reject\".".to_owned()
+        }
+        _ => "The job would be refused.".to_owned(),
     };
-    text + &verdict
+    match status.mode {
+        Mode::Enforce => format!("{verdict}\n"),
+        Mode::Observe => format!("If it did not only observe: {}\n", lower_first(&verdict)),
+    }
+}
+
+fn lower_first(sentence: &str) -> String {
+    let mut letters = sentence.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 fn call_lines(call: &Call, style: Style) -> String {

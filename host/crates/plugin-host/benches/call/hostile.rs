@@ -16,6 +16,8 @@ const FOREVER: &str = "(loop $forever (br $forever))";
 fn guests() -> Vec<(&'static str, Guest)> {
     let table = "(loop $more (br_if $more (i32.ne (i32.const -1) (table.grow $t (ref.null func) (i32.const 4096))))) unreachable";
     let memory = "(loop $more (br_if $more (i32.ne (i32.const -1) (memory.grow (i32.const 16))))) (memory.fill (i32.const 32768) (i32.const 1) (i32.const 90000000)) unreachable";
+    // Each time one instruction, which nothing can interrupt.
+    let fill = "(drop (memory.grow (i32.const 1600))) (loop $again (memory.fill (i32.const 32768) (i32.const 1) (i32.const 100000000)) (memory.copy (i32.const 32768) (i32.const 65536) (i32.const 100000000)) (br $again)) unreachable";
     let answer =
         "(i32.store (i32.const 1032) (i32.const 0)) (i32.store (i32.const 1036) (i32.const 800000)) i32.const 1024";
     let log = "(call $log (i32.const 2) (i32.const 0) (i32.const 33554432)) i32.const 1024";
@@ -25,6 +27,7 @@ fn guests() -> Vec<(&'static str, Guest)> {
         ("endless loop at start", Guest::harmless().starting(FOREVER)),
         ("recursion", Guest::validating("(call $deep) i32.const 1024").fields("(func $deep (call $deep))")),
         ("memory bomb", Guest::validating(memory)),
+        ("100 MiB at once", Guest::validating(fill)),
         ("two memories", Guest::harmless().pages(1100).fields("(memory $second 1100)")),
         ("table bomb", Guest::validating(table).fields("(table $t 1 funcref)")),
         ("many instances", Guest::harmless().parts(&format!("(core module $empty) {many}"))),

@@ -124,8 +124,11 @@ impl Cache {
         .map_err(io("hand the component to the compiler"))?;
 
         self.run_compiler(&input.0, &output.0).await?;
-        let path = self.path(sha256);
-        std::fs::rename(&output.0, &path).map_err(io("keep the compiled code"))?;
+        let (made, path) = (output.0.clone(), self.path(sha256));
+        tokio::task::spawn_blocking(move || std::fs::rename(made, path))
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(io("keep the compiled code"))?;
         self.find(sha256).await.ok_or_else(|| {
             CacheError::Refused("the compiled code does not load; the service's log says more".to_owned())
         })
@@ -228,7 +231,13 @@ struct Leftover(PathBuf);
 
 impl Drop for Leftover {
     fn drop(&mut self) {
+        let path = std::mem::take(&mut self.0);
         // Renamed away, or swept at the next start.
-        let _ = std::fs::remove_file(&self.0);
+        let remove = move || drop(std::fs::remove_file(path));
+        match tokio::runtime::Handle::try_current() {
+            // Dropped on a thread that answers requests: it is up to a gigabyte.
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
     }
 }

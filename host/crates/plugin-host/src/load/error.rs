@@ -19,9 +19,20 @@ pub enum LoadError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The name of the file is none that a plugin can have.
+    #[error("`{0}` is no name for a plugin")]
+    Name(String),
     /// The manifest is there, its component is not.
-    #[error("there is no {0} beside the manifest")]
-    NoComponent(String),
+    #[error("there is no {file} beside the manifest")]
+    NoComponent {
+        /// The component's file.
+        file: String,
+        /// The plugin's name.
+        name: String,
+    },
+    /// A component without a manifest, beside a manifest that cannot be read and may be the one that names it.
+    #[error("it has no manifest of its own, and {0}.toml, which may be the one that names it, cannot be read")]
+    MayServe(String),
     /// The service has no such component inside.
     #[error("no component named `{name}` is part of this service")]
     NoBundled {
@@ -116,7 +127,11 @@ impl LoadError {
             }
             LoadError::File(FileError::Untrusted(_)) => "Give the file to the service's user or to root, and take others' right to write.".to_owned(),
             LoadError::File(_) => "Check that the file is a plain file that the service's user can read.".to_owned(),
-            LoadError::NoComponent(file) => format!("Put {file} into the plugins folder, or name another file with component = \"FILE.wasm\"."),
+            LoadError::Name(_) => "Rename the file: letters, digits, `-`, `_` and `.`, not at the start, at most 64; any other name is passed over in the plugins folder.".to_owned(),
+            LoadError::NoComponent { file, name } => format!(
+                "Put {file} into the plugins folder, or name another file with component = \"FILE.wasm\"; to take the plugin out of force, remove {name}.toml too or write enabled = false into it."
+            ),
+            LoadError::MayServe(manifest) => format!("Mend {manifest}.toml, or give the component a manifest of its own: an empty one will do."),
             LoadError::NoBundled { known, .. } if known.is_empty() => "This build has no bundled plugins; use component = \"FILE.wasm\".".to_owned(),
             LoadError::NoBundled { known, .. } => format!("Those that are: {}.", known.join(", ")),
             LoadError::Digest { .. } => "If the new file is what you want, put its digest into the manifest's sha256; else restore the file.".to_owned(),

@@ -5,4 +5,4 @@ mod error;
 mod one;
 
 pub use error::LoadError;
-pub(crate) use one::{Facts, Ingredients, Loading, NewPlugin, Origin, Places, READERS, load};
+pub(crate) use one::{DESCRIBERS, Facts, Ingredients, Kept, Loading, NewPlugin, Origin, READERS, load};

@@ -7,7 +7,9 @@ use crate::egress::Policy;
 use crate::folder;
 use crate::grant::Grants;
 use crate::host::Bundled;
+use crate::lane::Unyielding;
 use crate::manifest::{Manifest, SecretSource, settings_as_json};
+use crate::places::Places;
 use crate::plugin::{Body, Inner, Loaded, Plugin, Terms, Timeouts};
 use crate::runtime::Runtime;
 use crate::secret::Secrets;
@@ -18,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Component;
 
 /// The components that are part of the service.
@@ -31,10 +33,15 @@ pub(crate) struct Ingredients {
     pub cache: Arc<Cache>,
     pub bundle: Bundle,
     pub reading: Arc<Semaphore>,
+    pub describing: Arc<Semaphore>,
 }
 
 /// Components that are read at the same time: they are up to 64 MiB each.
 pub(crate) const READERS: usize = 4;
+
+/// Plugins that are asked for their metadata at the same time: at the default memory limit 1 GiB. They do not wait for the calls
+/// of those in force, which may be the ones that a new version is to end.
+pub(crate) const DESCRIBERS: usize = 8;
 
 /// Where a component comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +52,14 @@ pub(crate) enum Origin {
 
 /// What a plugin keeps over all its versions.
 #[derive(Clone)]
-pub(crate) struct Places {
+pub(crate) struct Kept {
     pub stats: Arc<Stats>,
-    pub places: Arc<Semaphore>,
+    pub places: Places,
 }
 
-impl Places {
-    pub fn new(runtime: &Runtime) -> Places {
-        Places { stats: Arc::default(), places: Arc::new(Semaphore::new(runtime.limits.parallel.max(1))) }
+impl Kept {
+    pub fn new(runtime: &Runtime) -> Kept {
+        Kept { stats: Arc::default(), places: Places::new(&runtime.limits, &runtime.places) }
     }
 }
 
@@ -102,13 +109,13 @@ pub(crate) async fn load(
     name: &str,
     manifest: &Manifest,
     origin: &Origin,
-    kept: &Places,
+    kept: &Kept,
     loading: &Loading,
 ) -> Result<NewPlugin, LoadError> {
     let begun = Instant::now();
     let runtime = &ingredients.runtime;
     let sha256 = {
-        let _one_of_few = ingredients.reading.acquire().await.map_err(|error| LoadError::Inside(error.to_string()))?;
+        let _one_of_few = turn(&ingredients.reading).await?;
         let (bytes, sha256) = read(ingredients, origin).await?;
         component::sniff(&bytes)?;
         sha256
@@ -167,7 +174,7 @@ pub(crate) async fn load(
         on_error: manifest.on_error,
     };
     let settings: Arc<str> = settings_as_json(&manifest.settings).to_string().into();
-    let loaded = || Loaded {
+    let loaded = |places, unyielding| Loaded {
         runtime: runtime.clone(),
         hooks: linked.clone(),
         timeout: Timeouts::new(&runtime.limits, manifest.timeout),
@@ -177,20 +184,24 @@ pub(crate) async fn load(
         policy: policy.clone(),
         read: grants.read.clone(),
         env: grants.env.clone(),
-        places: kept.places.clone(),
+        places,
+        unyielding,
     };
     // Its metadata is called before the version is known, and is not among its calls for jobs.
-    let candidate =
-        Plugin(Arc::new(Inner { terms: terms.clone(), stats: Arc::default(), body: Body::Loaded(Box::new(loaded())) }));
-    let description =
-        candidate.describe().await.map_err(|error| LoadError::Metadata(Box::new(error)))?.unwrap_or_default();
+    let description = {
+        let body = Body::Loaded(Box::new(loaded(Places::one(), Unyielding::suspected())));
+        let candidate = Plugin(Arc::new(Inner { terms: terms.clone(), stats: Arc::default(), body }));
+        let _one_of_few = turn(&ingredients.describing).await?;
+        candidate.describe().await.map_err(|error| LoadError::Metadata(Box::new(error)))?.unwrap_or_default()
+    };
     if !description.setting_errors.is_empty() {
         return Err(LoadError::Settings(description.setting_errors));
     }
     if !description.version.is_empty() {
         terms.version = description.version;
     }
-    let plugin = Plugin(Arc::new(Inner { terms, stats: kept.stats.clone(), body: Body::Loaded(Box::new(loaded())) }));
+    let body = Body::Loaded(Box::new(loaded(kept.places.clone(), Unyielding::default())));
+    let plugin = Plugin(Arc::new(Inner { terms, stats: kept.stats.clone(), body }));
     let facts = Facts {
         grants,
         summary: description.summary,
@@ -231,7 +242,9 @@ async fn read(ingredients: &Ingredients, origin: &Origin) -> Result<(Cow<'static
                 let known = ingredients.bundle.iter().map(|bundled| bundled.name).collect();
                 return Err(LoadError::NoBundled { name: name.clone(), known });
             };
-            Ok((Cow::Borrowed(bundled.component), digest::sha256(bundled.component)))
+            let component = bundled.component;
+            let sha256 = blocking(move || digest::sha256(component)).await?;
+            Ok((Cow::Borrowed(component), sha256))
         }
         Origin::File(path) => {
             let (path, limit) = (path.clone(), ingredients.runtime.limits.component);
@@ -243,6 +256,10 @@ async fn read(ingredients: &Ingredients, origin: &Origin) -> Result<(Cow<'static
             .await?
         }
     }
+}
+
+async fn turn(few: &Semaphore) -> Result<SemaphorePermit<'_>, LoadError> {
+    few.acquire().await.map_err(|error| LoadError::Inside(error.to_string()))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, LoadError> {

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 use taxiway_plugin_host::{FailureKind, OnError, OpenError, PluginHost, PluginState, StartError, open};
 
-fn harmless() -> Vec<u8> {
+pub fn harmless() -> Vec<u8> {
     Guest::harmless().build()
 }
 
@@ -190,7 +190,7 @@ async fn calls_go_on_while_a_function_that_takes_minutes_is_being_compiled() {
 }
 
 /// One function with thousands of values that live across thousands of branches: minutes for a register allocator.
-fn slow_to_compile() -> Vec<u8> {
+pub fn slow_to_compile() -> Vec<u8> {
     const VALUES: usize = 4_000;
     const BRANCHES: usize = 4_000;
     let locals = "(local i64)".repeat(VALUES);
@@ -285,15 +285,17 @@ async fn a_broken_manifest_keeps_the_old_version_and_names_the_line() {
 }
 
 #[tokio::test]
-async fn a_removed_component_is_gone_also_when_its_manifest_stays() {
-    let bench = Bench::with("guard.wasm", harmless());
-    bench.put("guard.toml", "order = 1");
+async fn a_component_without_metadata_is_named_by_its_digest_and_one_with_it_by_its_version() {
+    let bench = Bench::with("mute.wasm", harmless());
+    bench.put("told.wasm", Guest::harmless().describing("3.2.1").build());
     let host = bench.host().await;
-    assert_eq!(validators(&host).len(), 1);
-    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
-    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::Failed)).await;
-    assert!(validators(&host).is_empty());
-    assert!(host.plugins()[0].error.as_ref().unwrap().message.contains("no guard.wasm"));
+    let versions: Vec<_> = host.plugins().into_iter().map(|status| (status.version, status.sha256)).collect();
+    let digest = versions[0].1.clone().unwrap();
+    assert_eq!(versions[0].0.as_deref(), Some(&digest[..12]));
+    assert_eq!(versions[1].0.as_deref(), Some("3.2.1"));
+    for plugin in validators(&host) {
+        assert_eq!(plugin.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+    }
 }
 
 #[tokio::test]
@@ -382,4 +384,13 @@ async fn a_component_outside_the_folder_opens_through_the_same_path() {
     std::fs::write(&file, "garbage").unwrap();
     let Err(OpenError::Load(error)) = open(bench.options(), &file, None).await else { panic!("opens") };
     assert!(error.advice().contains("copied whole"));
+    let file = bench.cache.path().join("my plugin.wasm");
+    std::fs::write(&file, harmless()).unwrap();
+    let Err(OpenError::Load(error)) = open(bench.options(), &file, None).await else { panic!("opens") };
+    assert!(error.to_string().contains("`my plugin` is no name"), "the folder would pass it over: {error}");
+    let manifest = bench.cache.path().join("off.toml");
+    std::fs::write(&manifest, "enabled = false\ncomponent = \"good.wasm\"").unwrap();
+    std::fs::write(bench.cache.path().join("good.wasm"), harmless()).unwrap();
+    let (_, status) = open(bench.options(), &manifest, None).await.unwrap();
+    assert!(status.warnings[0].contains("enabled = false"), "{status:?}");
 }

@@ -1,8 +1,8 @@
 //! A plugin has what its manifest grants, and nothing else.
 
-use crate::bench::{Bench, job, submission};
+use crate::bench::{Bench, PATIENCE, job, submission, until};
 use crate::guest::Guest;
-use taxiway_plugin_host::FailureKind;
+use taxiway_plugin_host::{FailureKind, PluginState};
 
 /// WASI interfaces that Python and JavaScript components import whether they use them or not.
 const ALL_OF_WASI: &str = r#"
@@ -138,6 +138,31 @@ async fn a_secret_that_cannot_be_read_keeps_the_plugin_from_loading() {
     bench.put("gossip.toml", "[secrets]\nKEY = { env = \"TAXIWAY_TEST_NO_SUCH_VARIABLE\" }");
     let error = bench.host().await.plugins().remove(0).error.unwrap();
     assert!(error.message.contains("KEY") && error.advice.contains("environment"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_secret_that_is_written_later_or_changed_is_read_again() {
+    let bench = Bench::with("gossip.wasm", gossip().build());
+    let secret = bench.cache.path().join("secret");
+    bench.put("gossip.toml", format!("[secrets]\nKEY = {{ file = {secret:?} }}"));
+    let host = bench.host().await;
+    assert_eq!(host.plugins()[0].state, PluginState::Failed);
+    std::fs::write(&secret, "correct horse").unwrap();
+    until(&host, "gossip", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    let mut changes = host.changes();
+    changes.borrow_and_update();
+    std::fs::write(&secret, "battery staple").unwrap();
+    tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it is loaded again").unwrap();
+    let plugin = host.plugin("gossip").unwrap();
+    assert_eq!(plugin.validate(&job(), &submission()).await.log[0].text, "[redacted]");
+}
+
+#[tokio::test]
+async fn what_a_manifest_says_is_shown_without_control_characters() {
+    let bench = Bench::with("gossip.wasm", gossip().build());
+    bench.put("gossip.toml", "[secrets]\n\"K\\u001b[2J\" = { env = \"TAXIWAY_\\u001b[31mNONE\" }");
+    let error = bench.host().await.plugins().remove(0).error.unwrap();
+    assert!(error.message.contains("[2J") && !error.message.contains('\x1b'), "{error:?}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ pub struct Guest {
     validate: Option<String>,
     rewrite: Option<String>,
     start: Option<String>,
+    describe: Option<String>,
     fields: String,
     parts: String,
     pages: Option<u32>,
@@ -17,6 +18,7 @@ pub struct Guest {
 
 /// Where canned texts lie in the guest's memory.
 const TEXT: u32 = 2048;
+const VERSION: u32 = 3072;
 
 impl Guest {
     /// A guest whose `validate` runs this code. It must leave the address of the answer: see [`Guest::no_problems`].
@@ -76,6 +78,16 @@ impl Guest {
         Guest { rewrite: Some(code), ..Guest::default() }.text(TEXT, config)
     }
 
+    /// A guest that says of itself that it is of this version, and is content with its settings.
+    pub fn describing(mut self, version: &str) -> Guest {
+        let code = format!(
+            "(i32.store (i32.const 1108) (i32.const {VERSION})) (i32.store (i32.const 1112) (i32.const {})) i32.const 1100",
+            version.len()
+        );
+        self.describe = Some(code);
+        self.text(VERSION, version)
+    }
+
     /// Code that runs when the component is instantiated.
     pub fn starting(mut self, code: &str) -> Guest {
         self.start = Some(code.to_owned());
@@ -132,6 +144,12 @@ impl Guest {
         };
         let validate = export("validate", &self.validate);
         let rewrite = export("rewrite", &self.rewrite);
+        let describe = self.describe.as_ref().map_or_else(String::new, |code| {
+            format!(
+                "(func (export \"describe\") (result i32) {code})
+                 (func (export \"check-settings\") (param i32 i32) (result i32) i32.const 1024)"
+            )
+        });
         let start = self.start.as_ref().map_or_else(String::new, |code| format!("(func $start {code}) (start $start)"));
         let pages = self.pages.unwrap_or(1);
         let lift = |name: &str, answer: &str, there: bool| {
@@ -147,6 +165,10 @@ impl Guest {
         };
         let lift_validate = lift("validate", "(list $problem)", self.validate.is_some());
         let lift_rewrite = lift("rewrite", "(option $change)", self.rewrite.is_some());
+        let (description, lift_metadata) = match &self.describe {
+            None => ("", ""),
+            Some(_) => (DESCRIPTION, LIFT_METADATA),
+        };
         // A named record has to be exported to be part of an exported function's type.
         let change = if self.rewrite.is_some() {
             "(type $variable' (record (field \"name\" string) (field \"value\" string) (field \"secret\" bool)))
@@ -161,7 +183,7 @@ impl Guest {
   {TYPES}
   {HOST}
   {imports}
-  {change}
+  {change} {description}
   (core module $shared
     (memory (export "memory") {pages})
     (global $free (mut i32) (i32.const 32768))
@@ -190,9 +212,9 @@ impl Guest {
     (import "env" "settings" (func $settings (param i32)))
     (import "env" "secret" (func $secret (param i32 i32 i32)))
     {core_imports}
-    {start} {fields} {validate} {rewrite})
+    {start} {fields} {validate} {rewrite} {describe})
   (core instance $guest (instantiate $main (with "env" (instance $imports))))
-  {lift_validate} {lift_rewrite} {parts})"#,
+  {lift_validate} {lift_rewrite} {lift_metadata} {parts})"#,
             fields = self.fields,
             parts = self.parts,
             imports = self.imports,
@@ -227,6 +249,17 @@ const TYPES: &str = r#"
   (alias export $types "job" (type $job))
   (alias export $types "context" (type $context))
   (alias export $types "hook-error" (type $hook-error))"#;
+
+const DESCRIPTION: &str = r#"
+  (type $description' (record (field "name" string) (field "version" string) (field "summary" string) (field "settings-schema" string) (field "details" string)))
+  (export $description "description" (type $description'))"#;
+
+const LIFT_METADATA: &str = r#"
+  (func $describe (result $description) (canon lift (core func $guest "describe") (memory $memory)))
+  (func $check-settings (param "settings" string) (result (list $problem))
+    (canon lift (core func $guest "check-settings") (memory $memory) (realloc $realloc)))
+  (instance $i-metadata (export "describe" (func $describe)) (export "check-settings" (func $check-settings)))
+  (export "taxiway:plugin/metadata@0.1.0" (instance $i-metadata))"#;
 
 const HOST: &str = r#"
   (import "taxiway:plugin/host@0.1.0" (instance $host

@@ -3,7 +3,7 @@
 use crate::bench::{Bench, job, submission};
 use crate::guest::Guest;
 use std::time::Duration;
-use taxiway_plugin_host::{CallError, FailureKind, Limits, Problem, Severity};
+use taxiway_plugin_host::{CallError, FailureKind, Problem, Severity};
 
 async fn fails(guest: Guest) -> CallError {
     let bench = Bench::with("bad.wasm", guest.build());
@@ -268,17 +268,6 @@ async fn busy_guests_do_not_hold_the_thread_that_other_calls_need() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plugin_whose_places_are_taken_is_busy() {
-    let mut bench = Bench::with("busy.wasm", Guest::validating(&format!("{FOREVER} unreachable")).build());
-    bench.limits = Limits { parallel: 1, ..bench.limits };
-    let (_host, plugin) = bench.plugin().await;
-    let (job, context) = (job(), submission());
-    let (first, second) = tokio::join!(plugin.validate(&job, &context), plugin.validate(&job, &context));
-    let kinds = [first.result.unwrap_err().kind, second.result.unwrap_err().kind];
-    assert!(kinds.contains(&FailureKind::Busy) || kinds == [FailureKind::Timeout, FailureKind::Timeout], "{kinds:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_hostile_guests_took_is_given_back_and_their_failures_are_counted_and_told() {
     let table = "(loop $more (br_if $more (i32.ne (i32.const -1) (table.grow $t (ref.null func) (i32.const 4096))))) unreachable";
     let memory = "(loop $more (br_if $more (i32.ne (i32.const -1) (memory.grow (i32.const 256))))) unreachable";
@@ -291,6 +280,7 @@ async fn what_hostile_guests_took_is_given_back_and_their_failures_are_counted_a
         ("loops", Guest::validating(&format!("{FOREVER} unreachable")), "timeout", Some("timeout of 200 ms")),
         ("starts", Guest::harmless().starting(FOREVER), "timeout", Some("timeout of 200 ms")),
         ("sleeps", asleep(), "timeout", Some("timeout of 200 ms")),
+        ("fills", filling(), "timeout", Some("timeout of 200 ms")),
         ("recurses", deep, "trap", Some("call stack")),
         ("grows", Guest::validating(memory), "memory", Some("memory of 128 MiB")),
         ("two", Guest::harmless().pages(1100).fields("(memory $second 1100)"), "memory", Some("memory of 128 MiB")),
@@ -331,6 +321,39 @@ async fn what_hostile_guests_took_is_given_back_and_their_failures_are_counted_a
     assert!(resident[3] < resident[0] + (48 << 20), "{resident:?}");
     let loops = host.metrics().into_iter().find(|metrics| metrics.plugin == "loops").unwrap();
     assert_eq!(loops.hooks[0].failures, [("timeout", 4)]);
+}
+
+/// A guest that fills and copies 100 MiB again and again: each time one instruction, which nothing can interrupt.
+fn filling() -> Guest {
+    Guest::validating(
+        "(drop (memory.grow (i32.const 1600)))
+         (loop $again
+           (memory.fill (i32.const 32768) (i32.const 1) (i32.const 100000000))
+           (memory.copy (i32.const 32768) (i32.const 65536) (i32.const 100000000))
+           (br $again)) unreachable",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_calls_that_cannot_be_interrupted_each_end_and_give_back_what_they_held() {
+    let mut bench = Bench::with("fills.wasm", filling().build());
+    bench.put("good.wasm", Guest::harmless().build());
+    bench.put("fills.toml", "timeout = \"100ms\"");
+    bench.limits.timeout = Duration::from_secs(600);
+    bench.limits.wait = Duration::from_secs(600);
+    let host = bench.host().await;
+    let (fills, good) = (host.plugin("fills").unwrap(), host.plugin("good").unwrap());
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let fills = fills.clone();
+        calls.spawn(async move { fills.validate(&job(), &submission()).await.result.unwrap_err().kind });
+    }
+    while let Some(kind) = calls.join_next().await {
+        assert_eq!(kind.unwrap(), FailureKind::Timeout);
+        assert_eq!(good.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+    }
+    let status = host.plugins().into_iter().find(|status| status.name == "fills").unwrap();
+    assert_eq!((status.calls, status.failures), (32, 32));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,9 @@
 
 mod bench;
 mod compatibility;
+mod crowd;
 mod folder;
 mod grants;
+mod guarding;
 mod guest;
 mod hostile;

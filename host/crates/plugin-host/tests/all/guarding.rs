@@ -1,0 +1,169 @@
+//! A door that a plugin guards stays shut until a person opens it: not by a mistake in a file, and not by a restart.
+
+use crate::bench::{Bench, PATIENCE, job, submission, until, validators};
+use crate::folder::{harmless, slow_to_compile};
+use std::os::unix::fs::symlink;
+use taxiway_plugin_host::{FailureKind, Mode, OnError, PluginHost, PluginState};
+
+fn names(host: &PluginHost) -> Vec<String> {
+    validators(host).iter().map(|plugin| plugin.name().to_owned()).collect()
+}
+
+/// What the one validator in force fails with.
+async fn refusal(host: &PluginHost) -> (FailureKind, OnError) {
+    let plugins = validators(host);
+    assert_eq!(plugins.len(), 1, "{:?}", host.plugins());
+    let error = plugins[0].validate(&job(), &submission()).await.result.unwrap_err();
+    (error.kind, error.on_error)
+}
+
+#[tokio::test]
+async fn a_component_behind_a_link_that_leads_nowhere_is_broken_and_not_gone() {
+    let bench = Bench::new();
+    let target = bench.cache.path().join("real.wasm");
+    std::fs::write(&target, harmless()).unwrap();
+    symlink(&target, bench.path("guard.wasm")).unwrap();
+    let host = bench.host().await;
+    assert_eq!(names(&host), ["guard"]);
+
+    std::fs::remove_file(&target).unwrap();
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    assert_eq!(host.plugins()[0].state, PluginState::InForce, "the old version stays in force");
+    drop(host);
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Reject));
+
+    // Where the link leads is watched too.
+    std::fs::write(&target, harmless()).unwrap();
+    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    until(&host, "guard", |status| status.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_manifest_behind_a_link_that_leads_nowhere_is_broken_and_not_gone() {
+    let bench = Bench::with("guard.wasm", harmless());
+    let target = bench.cache.path().join("real.toml");
+    std::fs::write(&target, "on_error = \"hold\"").unwrap();
+    symlink(&target, bench.path("guard.toml")).unwrap();
+    let host = bench.host().await;
+    std::fs::remove_file(&target).unwrap();
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    drop(host);
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Hold), "it does not run with defaults");
+}
+
+#[tokio::test]
+async fn a_component_is_no_plugin_of_its_own_while_a_manifest_that_may_name_it_cannot_be_read() {
+    let bench = Bench::with("shared.wasm", harmless());
+    let strict = "component = \"shared.wasm\"\non_error = \"hold\"\n";
+    bench.put("strict.toml", strict);
+    bench.put("own.wasm", harmless());
+    let host = bench.host().await;
+    assert_eq!(names(&host), ["own", "strict"]);
+    bench.put("strict.toml", strict.replace("component", "compnent"));
+    until(&host, "strict", |status| status.is_some_and(|status| status.error.is_some())).await;
+    assert_eq!(names(&host), ["own", "strict"]);
+    drop(host);
+
+    let host = bench.host().await;
+    assert_eq!(names(&host), ["own", "strict"], "what was in force by itself stays so");
+    let status = host.plugins().into_iter().find(|status| status.name == "shared").unwrap();
+    let error = status.error.unwrap();
+    assert_eq!(status.state, PluginState::Failed);
+    assert!(error.message.contains("strict.toml") && error.advice.contains("an empty one will do"), "{error:?}");
+    bench.put("fresh.wasm", harmless());
+    until(&host, "fresh", |status| status.is_some_and(|status| status.error.is_some())).await;
+    bench.put("fresh.toml", "");
+    until(&host, "fresh", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+
+    bench.put("strict.toml", strict);
+    until(&host, "strict", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    until(&host, "shared", |status| status.is_none()).await;
+    assert_eq!(names(&host), ["fresh", "own", "strict"]);
+}
+
+#[tokio::test]
+async fn a_component_comes_into_force_by_itself_when_the_manifest_that_might_have_named_it_is_mended() {
+    let bench = Bench::with("alone.wasm", harmless());
+    bench.put("odd.toml", "bundeled = \"x\"");
+    let host = bench.host().await;
+    assert_eq!(names(&host), Vec::<String>::new());
+    std::fs::remove_file(bench.path("odd.toml")).unwrap();
+    until(&host, "alone", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+}
+
+#[tokio::test]
+async fn the_first_start_waits_for_all_that_is_there_and_a_later_one_for_what_was_in_force() {
+    let bench = Bench::with("slow.wasm", slow_to_compile());
+    bench.put("guard.wasm", harmless());
+    let remembered = bench.cache.path().join("cache/in-force.json");
+    let host = PluginHost::start(bench.options()).await.unwrap();
+    until(&host, "slow", |status| status.is_some_and(|status| status.state == PluginState::Compiling)).await;
+    assert!(!host.is_ready() && !remembered.exists(), "nobody knows yet what guards the queue");
+    std::fs::remove_file(bench.path("slow.wasm")).unwrap();
+    tokio::time::timeout(PATIENCE, host.ready()).await.expect("all that is left is in force");
+    assert!(host.is_ready() && remembered.exists());
+    assert_eq!(names(&host), ["guard"]);
+    drop(host);
+
+    bench.put("slow.wasm", slow_to_compile());
+    let host = bench.host().await;
+    assert_eq!(names(&host), ["guard"]);
+    let slow = host.plugins().into_iter().find(|status| status.name == "slow").unwrap();
+    assert!(matches!(slow.state, PluginState::Loading | PluginState::Compiling), "{slow:?}");
+}
+
+#[tokio::test]
+async fn a_start_without_any_plugin_is_remembered_as_one() {
+    let bench = Bench::new();
+    drop(bench.host().await);
+    bench.put("slow.wasm", slow_to_compile());
+    let host = bench.host().await;
+    assert!(host.is_ready(), "it guarded nothing, and keeps nobody waiting");
+}
+
+#[tokio::test]
+async fn the_manifest_of_a_plugin_that_is_broken_after_a_restart_can_be_edited() {
+    let bench = Bench::with("guard.wasm", harmless());
+    drop(bench.host().await);
+    bench.put("guard.wasm", "garbage");
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Reject));
+    bench.put("guard.toml", "on_error = \"hold\"\nmode = \"observe\"");
+    until(&host, "guard", |status| status.is_some_and(|status| status.mode == Mode::Observe)).await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Hold));
+
+    // One that cannot be read changes nothing.
+    bench.put("guard.toml", "on_error = \"holt\"");
+    until(&host, "guard", |status| {
+        status.is_some_and(|s| s.error.as_ref().is_some_and(|e| e.message.contains("holt")))
+    })
+    .await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Hold));
+    bench.put("guard.toml", "enabled = false");
+    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::Disabled)).await;
+    assert!(validators(&host).is_empty());
+}
+
+#[tokio::test]
+async fn a_manifest_whose_component_is_missing_still_guards() {
+    let bench = Bench::with("guard.wasm", harmless());
+    bench.put("guard.toml", "on_error = \"hold\"");
+    bench.put("never.toml", "");
+    let host = bench.host().await;
+    assert_eq!(names(&host), ["guard"], "one that was never in force is not");
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    until(&host, "guard", |status| status.is_some_and(|status| status.error.is_some())).await;
+    let status = host.plugins().remove(0);
+    let error = status.error.unwrap();
+    assert_eq!(status.state, PluginState::InForce);
+    assert!(error.message.contains("no guard.wasm") && error.advice.contains("remove guard.toml too"), "{error:?}");
+    drop(host);
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Hold));
+    std::fs::remove_file(bench.path("guard.toml")).unwrap();
+    until(&host, "guard", |status| status.is_none()).await;
+    assert!(validators(&host).is_empty(), "both files gone, it is gone");
+}
