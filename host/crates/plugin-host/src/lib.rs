@@ -6,14 +6,15 @@
 //! it watches the folder, and for each new file reads, checks and compiles it (`load`, `compile`: in a child process
 //! that is bounded in time and memory), asks for its metadata, and then swaps it in. If any step fails, what was in force
 //! stays, and the error is shown with advice. The set in force is remembered over restarts, so that a damaged file
-//! never opens a door that a plugin was guarding.
+//! never opens a door that a plugin was guarding, and that only what guarded one keeps submissions waiting.
 //!
 //! Everybody else reads the `registry`: [`PluginHost::in_force`] hands out [`Plugin`]s, each one loaded version, and a
 //! caller holds its plugin as long as it likes: a swap does not disturb it. Nothing here holds a lock over a call.
 //!
-//! A call gets a fresh store and never leaves anything behind. Three clocks bound it: the epoch `ticker` interrupts a
-//! guest that computes (it yields, and from then on runs on the `lane`, threads of lower priority), a wall-clock deadline
-//! ends it wherever it is, and the [limits](Limits) bound what it may use. What comes out is checked by the `hook` that
+//! A call waits for one of the `places`, of which each plugin has one that no other can take, gets a fresh store, and never
+//! leaves anything behind. Three clocks bound it: the epoch `ticker` interrupts a guest that computes (it yields, and from
+//! then on runs on the `lane`, threads of lower priority; one that was seen not to yield has a thread to itself), a wall-clock
+//! deadline ends it wherever it is, and the [limits](Limits) bound what it may use. What comes out is checked by the `hook` that
 //! asked: JSON must be JSON, a path must point at something, text is cleaned of control characters and secrets.
 //!
 //! The only way out is HTTP through the two gates of `egress`. Everything else of WASI is linked, because Python and
