@@ -2,12 +2,14 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use reqwest::Response;
 use taxiway_job::JobId;
 
 use super::client::{Client, ClientError, through_restarts};
+use super::escapes::Escapes;
 use super::redraw::Redraw;
 use super::terminal::{print, print_json, write_out};
 use super::{exit, outcome};
@@ -26,8 +28,8 @@ pub(super) struct Logs {
     /// Go on as it grows, until the job has ended, and end with its exit status.
     #[arg(short, long)]
     follow: bool,
-    /// Print progress bars with all their states also on a terminal. Without -f the last state of each is printed there; into a
-    /// pipe or a file goes always every byte.
+    /// Print every byte as the job wrote it also on a terminal, which obeys what is in it. Without this only text and colours are
+    /// printed there, and without -f of each progress bar the last state; into a pipe or a file goes always every byte.
     #[arg(long)]
     raw: bool,
     /// Only the last so many bytes, and what follows.
@@ -43,15 +45,12 @@ impl Logs {
             Some(bytes) => client.log_size(id).await?.saturating_sub(bytes),
             None => 0,
         };
+        let mut screen = Screen::new(self.raw, self.follow);
         if self.follow {
-            return follow(client, id, from).await;
+            return follow(client, id, from, screen).await;
         }
-        let log = client.log(id, from, false).await?;
-        if self.raw || !std::io::stdout().is_terminal() {
-            copy(log).await?;
-        } else {
-            show(log).await?;
-        }
+        screen.copy(client.log(id, from, false).await?).await?;
+        screen.finish()?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -71,17 +70,24 @@ impl Wait {
     }
 }
 
+/// After a stream that broke off without a byte the next one is asked for this much later …
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// … and twice as late each time, up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// Prints the log from its beginning until the job has ended.
 pub(super) async fn log_to_the_end(client: &Client, id: JobId) -> anyhow::Result<ExitCode> {
-    follow(client, id, 0).await
+    follow(client, id, 0, Screen::new(false, true)).await
 }
 
 /// Prints the log from this byte on. A connection that breaks is made again: what counts is whether the job has ended.
-async fn follow(client: &Client, id: JobId, mut from: u64) -> anyhow::Result<ExitCode> {
+async fn follow(client: &Client, id: JobId, mut from: u64, mut screen: Screen) -> anyhow::Result<ExitCode> {
+    let mut pause = FIRST_PAUSE;
     loop {
+        let before = from;
         if let Some(mut log) = through_restarts(async || client.log(id, from, true).await).await? {
             while let Ok(Some(chunk)) = log.chunk().await {
-                write_out(&chunk)?;
+                screen.show(&chunk)?;
                 from += chunk.len() as u64;
             }
         }
@@ -89,30 +95,68 @@ async fn follow(client: &Client, id: JobId, mut from: u64) -> anyhow::Result<Exi
         if outcome::exit_status(&job).is_some() {
             // The stream may have broken off before the job ended.
             let rest = through_restarts(async || client.log(id, from, false).await).await?;
-            copy(rest).await?;
+            screen.copy(rest).await?;
+            screen.finish()?;
             return Ok(end(&job));
         }
-    }
-}
-
-/// Prints what comes.
-async fn copy(log: Option<Response>) -> anyhow::Result<()> {
-    if let Some(mut log) = log {
-        while let Some(chunk) = log.chunk().await? {
-            write_out(&chunk)?;
+        if from > before {
+            pause = FIRST_PAUSE;
+        } else {
+            // The service is there and cannot read the log. Nothing tells when it can.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
-    Ok(())
 }
 
-/// Prints what comes, with the last state of each progress bar.
-async fn show(log: Option<Response>) -> anyhow::Result<()> {
-    let Some(mut log) = log else { return Ok(()) };
-    let mut redraw = Redraw::default();
-    while let Some(chunk) = log.chunk().await? {
-        write_out(&redraw.push(&chunk))?;
+/// Where a log goes.
+enum Screen {
+    /// Into a pipe or a file, or wherever every byte is wanted.
+    Bytes,
+    /// To a terminal, as it comes.
+    Growing(Escapes),
+    /// To a terminal, with the last state of each progress bar.
+    Whole(Escapes, Redraw),
+}
+
+impl Screen {
+    fn new(raw: bool, grows: bool) -> Self {
+        match (raw || !std::io::stdout().is_terminal(), grows) {
+            (true, _) => Self::Bytes,
+            (false, true) => Self::Growing(Escapes::default()),
+            (false, false) => Self::Whole(Escapes::default(), Redraw::default()),
+        }
     }
-    write_out(&redraw.finish())
+
+    fn show(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        match self {
+            Self::Bytes => write_out(bytes),
+            Self::Growing(escapes) => write_out(&escapes.push(bytes)),
+            Self::Whole(escapes, redraw) => write_out(&redraw.push(&escapes.push(bytes))),
+        }
+    }
+
+    /// Shows all that comes.
+    async fn copy(&mut self, log: Option<Response>) -> anyhow::Result<()> {
+        if let Some(mut log) = log {
+            while let Some(chunk) = log.chunk().await? {
+                self.show(&chunk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the rest, once nothing more comes.
+    fn finish(self) -> anyhow::Result<()> {
+        match self {
+            Self::Bytes => Ok(()),
+            Self::Growing(escapes) => write_out(&escapes.finish()),
+            Self::Whole(escapes, redraw) => {
+                write_out(&redraw.finish())?;
+                write_out(&escapes.finish())
+            }
+        }
+    }
 }
 
 /// Waits until the job has ended and says how.

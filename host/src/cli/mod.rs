@@ -7,6 +7,7 @@ mod array;
 mod client;
 mod config;
 mod edit;
+mod escapes;
 mod explain;
 mod follow;
 mod gpus;
