@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
+use nix::unistd::{Uid, User};
 
 use self::unit::{MARKER, Scope, Unit};
 use super::terminal::print;
@@ -50,7 +51,7 @@ struct Install {
     /// For the machine: a unit of the system's, with its data in /var/lib/taxiway and its socket in /run/taxiway.
     #[arg(long)]
     system: bool,
-    /// With --system: the user that the service and all jobs run as.
+    /// With --system: the user that the service and all jobs run as, by name or number.
     #[arg(long, value_name = "USER", default_value = "taxiway", requires = "system")]
     run_as: String,
     /// Configuration file that the service reads. Default: the one it finds by itself.
@@ -83,7 +84,7 @@ impl Install {
         }
         if let Scope::System { run_as } = &unit.scope {
             ensure!(
-                nix::unistd::User::from_name(run_as).context("cannot look up users")?.is_some(),
+                is_user(run_as).context("cannot look up users")?,
                 "there is no user `{run_as}`: create it with `useradd --system --home-dir {SYSTEM_DATA_DIR} --shell \
                  /usr/sbin/nologin {run_as}`, or name another one with --run-as"
             );
@@ -148,5 +149,26 @@ impl Install {
         let status = command.args(arguments).status().context("cannot run systemctl: is this a systemd machine?")?;
         ensure!(status.success(), "`systemctl {}` failed: {status}", arguments.join(" "));
         Ok(())
+    }
+}
+
+/// Whether systemd finds this user: digits are an id to it (systemd.exec(5), `User=`).
+fn is_user(run_as: &str) -> nix::Result<bool> {
+    let found = match run_as.parse() {
+        Ok(id) => User::from_uid(Uid::from_raw(id)),
+        Err(_) => User::from_name(run_as),
+    };
+    Ok(found?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_name_and_by_number() {
+        for (user, expected) in [("root", true), ("0", true), ("no-such-user", false), ("4294967000", false)] {
+            assert_eq!(is_user(user), Ok(expected), "{user}");
+        }
     }
 }
