@@ -24,7 +24,7 @@ pub(super) struct Lines {
 /// # Errors
 /// When the file cannot be read.
 pub(super) fn read(path: &Path, offset: i64, limit: usize) -> io::Result<Lines> {
-    let mut file = match File::open(path) {
+    let mut file = match taxiway_launcher::log::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lines { lines: Vec::new(), total: 0 }),
         opened => opened?,
     };

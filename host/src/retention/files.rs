@@ -14,9 +14,10 @@ fn log(jobs_dir: &Path, job: &EndedJob, launch: LaunchId) -> PathBuf {
     taxiway_launcher::log::path(jobs_dir, job.id, launch)
 }
 
-/// Bytes of all logs of a job.
+/// Bytes of all logs of a job. A link that a job has put in the place of its log counts as itself: what it names is not ours.
 pub(super) fn log_bytes(jobs_dir: &Path, job: &EndedJob) -> u64 {
-    let size = |launch: &LaunchId| std::fs::metadata(log(jobs_dir, job, *launch)).map_or(0, |metadata| metadata.len());
+    let size =
+        |launch: &LaunchId| std::fs::symlink_metadata(log(jobs_dir, job, *launch)).map_or(0, |metadata| metadata.len());
     job.launches.iter().map(size).sum()
 }
 
@@ -26,7 +27,7 @@ pub(super) fn remove_logs(jobs_dir: &Path, jobs: &[EndedJob]) -> (u64, u64) {
     for job in jobs {
         for launch in &job.launches {
             let path = log(jobs_dir, job, *launch);
-            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
             if removed(&path, std::fs::remove_file(&path)) {
                 logs += 1;
                 bytes += metadata.len();

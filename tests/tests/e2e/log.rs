@@ -2,7 +2,7 @@
 
 use http::Method;
 use serde_json::Value;
-use taxiway_tests::{Gate, Place, sh};
+use taxiway_tests::{Bell, Gate, Place, sh};
 
 #[tokio::test]
 async fn output_and_errors_are_in_the_log_in_their_order() {
@@ -124,4 +124,43 @@ async fn a_job_that_has_not_run_has_an_empty_log() {
     server.operate(job.id(), "cancel").await.expect(200);
     let followed = server.get(&format!("/jobs/{}/log?follow=true", job.id())).await.expect(200);
     assert_eq!(followed.text(), "");
+}
+
+#[tokio::test]
+async fn a_follower_of_a_log_that_was_removed_waits_for_the_end_of_the_job() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let mut bell = Bell::new(server.place().path(), "bell");
+    let script = format!("rm \"${{TAXIWAY_PROGRESS_FILE%/*}}/log\"; {}; {}", bell.ring("removed"), gate.wait());
+    let job = server.submit(sh(&script)).await;
+    bell.heard().await;
+    events.job(job.id(), "running").await;
+    let path = format!("/api/v1/jobs/{}/log?follow=true", job.id());
+    let stream = server.request(Method::GET, &path).stream().await;
+    assert_eq!(stream.status, 200);
+    // Whoever follows on the command line gets the status of the job.
+    let arguments = ["logs", "-f", job.id()];
+    let (output, ()) = tokio::join!(server.cli(&arguments), async {
+        assert_eq!(server.job(job.id()).await.state(), "running");
+        gate.open();
+        assert_eq!(stream.whole().await.expect("the connection holds, and it ends").text(), "");
+    });
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_job_that_puts_pipes_in_the_place_of_its_files_keeps_nobody_waiting() {
+    let server = Place::new().config("[profiles.training]\ncommand = [\"false\"]\n").start().await;
+    let mut events = server.events().await;
+    // Long enough for its progress to be looked at.
+    let script = "cd \"${TAXIWAY_PROGRESS_FILE%/*}\" && rm log exit.json && mkfifo log exit.json progress.json && sleep 1; exit 3";
+    let job = server.submit(sh(script)).await;
+    assert_eq!(events.end_of(job.id()).await, "failed");
+    assert_eq!(server.job(job.id()).await.exit_code(), Some(3));
+    let answer = server.get(&format!("/jobs/{}/log", job.id())).await.expect(500);
+    assert!(answer.text().contains("no regular file"), "{}", answer.text());
+    let next = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(next.id()).await, "completed", "the line goes on");
 }

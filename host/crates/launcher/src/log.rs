@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,23 +26,47 @@ pub fn path(jobs_dir: &Path, job: JobId, launch: LaunchId) -> PathBuf {
     launch_directory(jobs_dir, job, launch).join(file::LOG)
 }
 
+/// Opens a log to be read.
+///
+/// A job can put anything in its log's place. What is no regular file is refused: a pipe would keep its reader waiting, and a
+/// link would show a file of somebody else's choice.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_regular(path, libc::O_NOFOLLOW)
+}
+
+/// Opens a file that a job may have replaced; what is no regular file is an error.
+pub(crate) fn open_regular(path: &Path, flags: libc::c_int) -> io::Result<File> {
+    // Not waiting: the other end of a pipe may never be opened. A regular file has no use for the flag (open(2)).
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
+    }
+}
+
 /// The last bytes of a log.
 ///
 /// # Errors
 /// When the file cannot be read.
 pub fn tail(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let mut file = open(path)?;
     let size = file.metadata()?.len();
-    let start = size.saturating_sub(max_bytes as u64);
-    let mut bytes = vec![0; usize::try_from(size - start).unwrap_or(max_bytes)];
-    file.read_exact_at(&mut bytes, start)?;
+    file.seek(SeekFrom::Start(size.saturating_sub(max_bytes as u64)))?;
+    let mut bytes = Vec::new();
+    // It may have grown since, or been cut.
+    file.take(max_bytes as u64).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 /// The bytes of a log from `offset` on, each once and in order, as they are written. It ends when all was read and `ended` has
 /// resolved, which must not happen before the launch's end was reported. Nothing is looked at while nothing changes.
 ///
-/// An offset beyond the end waits for the log to grow past it.
+/// An offset beyond the end waits for the log to grow past it. A log that is not there was removed, and what is written to it
+/// goes with it: then there is nothing but the end to wait for.
 pub fn follow(
     path: PathBuf,
     offset: u64,
@@ -52,8 +76,12 @@ pub fn follow(
     let follower = Follower::Opening { path, offset, ended };
     futures_util::stream::unfold(follower, |follower| async move {
         let mut reader = match follower {
-            Follower::Opening { path, offset, ended } => match Reader::open(&path, offset, ended) {
+            Follower::Opening { path, offset, ended } => match Reader::open(&path, offset, ended.clone()) {
                 Ok(reader) => reader,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    ended.await;
+                    return None;
+                }
                 Err(error) => return Some((Err(error), Follower::Over)),
             },
             Follower::Reading(reader) => reader,
@@ -85,7 +113,7 @@ struct Reader {
 
 impl Reader {
     fn open(path: &Path, offset: u64, ended: Ended) -> io::Result<Self> {
-        let file = Arc::new(File::open(path)?);
+        let file = Arc::new(open(path)?);
         Ok(Self { file, offset, watch: Watch::file(path)?, ended })
     }
 
@@ -114,6 +142,39 @@ impl Reader {
                 () = self.watch.changed() => {}
                 () = self.ended.clone() => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn a_log_that_is_not_there_ends_with_the_launch_and_not_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let path = directory.path().join("log");
+        let mut follower = pin!(follow(path, 0, async { ended.await.unwrap_or(()) }));
+        assert!(follower.next().now_or_never().is_none(), "nothing has happened yet");
+        end.send(()).expect("somebody waits");
+        assert!(follower.next().await.is_none());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_no_log() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (log, link, pipe) =
+            (directory.path().join("log"), directory.path().join("link"), directory.path().join("pipe"));
+        std::fs::write(&log, "0123456789").expect("a file");
+        std::os::unix::fs::symlink(&log, &link).expect("a link");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        assert_eq!(tail(&log, 4).expect("a log"), b"6789");
+        assert_eq!(tail(&log, 40).expect("a log"), b"0123456789");
+        for other in [link, pipe, directory.path().to_owned()] {
+            assert!(tail(&other, 4).is_err(), "{}", other.display());
         }
     }
 }

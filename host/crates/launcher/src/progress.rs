@@ -1,5 +1,6 @@
 //! How far a job says it is: its progress file, or else the tqdm lines in its output.
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -80,11 +81,17 @@ fn look(directory: &Path) -> (Vec<Watch>, Option<Progress>) {
 
 /// What the job says now.
 pub(crate) fn read(directory: &Path) -> Option<Progress> {
-    let path = directory.join(file::PROGRESS);
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.len() <= FILE_MAX_BYTES => parse_file(&std::fs::read(&path).ok()?),
-        Ok(_) => None,
-        Err(_) => parse_output(&log::tail(&directory.join(file::LOG), TAIL_BYTES).ok()?),
+    // Whatever the job has put there: no pipe keeps this waiting, and no device fills the memory.
+    match log::open_regular(&directory.join(file::PROGRESS), 0) {
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
+            (bytes.len() as u64 <= FILE_MAX_BYTES).then(|| parse_file(&bytes))?
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            parse_output(&log::tail(&directory.join(file::LOG), TAIL_BYTES).ok()?)
+        }
+        Err(_) => None,
     }
 }
 
@@ -197,6 +204,25 @@ mod tests {
         for bytes in [&b""[..], b"{\"progress\": 0.4", b"[1]", b"null", b"\xff"] {
             assert_eq!(parse_file(bytes), None);
         }
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_big_says_nothing_and_keeps_nobody_waiting() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(file::PROGRESS);
+        std::fs::write(directory.path().join(file::LOG), " 42%|####  | 42/100 [00:01<00:01]").expect("a log");
+        assert_eq!(read(directory.path()).and_then(|progress| progress.step), Some(42));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        assert_eq!(read(directory.path()), None, "a pipe that nobody writes to");
+        std::fs::remove_file(&path).expect("it was there");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+        assert_eq!(read(directory.path()), None, "a device without end");
+        std::fs::remove_file(&path).expect("it was there");
+        let long = format!("{{\"step\": 1, \"note\": \"{}\"}}", "x".repeat(FILE_MAX_BYTES as usize));
+        std::fs::write(&path, long).expect("a file");
+        assert_eq!(read(directory.path()), None, "more than a progress file has");
+        std::fs::write(&path, "{\"step\": 7}").expect("a file");
+        assert_eq!(read(directory.path()).and_then(|progress| progress.step), Some(7));
     }
 
     #[test]

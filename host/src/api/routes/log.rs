@@ -95,8 +95,10 @@ async fn file(api: &Api, id: JobId, launch: LaunchId, headers: &HeaderMap) -> Re
         tracing::error!(%error, job = %id, "a log could not be read");
         Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", format!("the log cannot be read: {error}"))
     };
-    let mut file = match File::open(path(api, id, launch)).await {
-        Ok(file) => file,
+    let path = path(api, id, launch);
+    let opened = tokio::task::spawn_blocking(move || taxiway_launcher::log::open(&path)).await;
+    let mut file = match opened.map_err(io::Error::other).flatten() {
+        Ok(file) => File::from_std(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(text(StatusCode::OK, Body::empty())),
         Err(error) => return Err(unreadable(error)),
     };
