@@ -8,8 +8,8 @@ use super::connection::Connection;
 use super::state::{Kill, Listener, Shim, State, Stay, Stopping};
 use crate::wire::file;
 
-/// Connections that have not said hello yet.
-const GUESTS_MAX: usize = 8;
+/// Connections that have not said hello yet. A host says it at once, so of more than these the oldest is none.
+pub(super) const GUESTS_MAX: usize = 8;
 
 impl Shim {
     /// Lives until the launch is over; returns the exit status.
@@ -40,8 +40,7 @@ impl Shim {
             fds.push(PollFd::new(self.timer.as_fd(), PollFlags::POLLIN));
             let output = self.output.fd().filter(|_| !armed).map(|fd| fds_push(&mut fds, fd));
             let host = self.host.as_ref().map(|host| fds_push(&mut fds, host.fd()));
-            let listener = self.listener.fd().filter(|_| self.guests.len() < GUESTS_MAX);
-            let listener = listener.map(|fd| fds_push(&mut fds, fd));
+            let listener = self.listener.fd().map(|fd| fds_push(&mut fds, fd));
             let guests = fds.len();
             for guest in &self.guests {
                 fds_push(&mut fds, guest.fd());
@@ -69,10 +68,10 @@ impl Shim {
         if ready.output {
             self.output.copy_some();
         }
+        self.hear_guests(&ready.guests);
         if ready.listener {
             self.accept();
         }
-        self.hear_guests(&ready.guests);
         self.keep_time()
     }
 

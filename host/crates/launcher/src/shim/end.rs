@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use taxiway_job::Usage;
 
 use super::state::{Ended, Kill, Killing, Leftovers, Shim, State, Stopping};
-use super::{sync_directories, write_at};
+use super::{Directories, write_at};
 use crate::cgroup::Group;
 use crate::clock::{Instant, boottime_ns};
 use crate::processes::Ending;
@@ -132,7 +132,7 @@ impl Shim {
     }
 
     /// Makes the record durable.
-    pub(super) fn save(record: &File, ended: &mut Ended, directory: &OwnedFd) -> io::Result<()> {
+    pub(super) fn save(record: &File, ended: &mut Ended, directories: &Directories) -> io::Result<()> {
         if !ended.written {
             write_at(record, &ended.record.first_bytes().0, 0)?;
             if let Some(clean) = &ended.record.clean {
@@ -141,7 +141,7 @@ impl Shim {
             ended.written = true;
         }
         record.sync_all()?;
-        sync_directories(directory)
+        directories.sync()
     }
 }
 

@@ -8,9 +8,10 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::LEFT;
+use super::attend::GUESTS_MAX;
 use super::connection::{Connection, Received};
 use super::end::{CONFIRM_NS, RETRY_NS};
-use super::state::{Leftovers, Listener, Running, Shim, State, Stay, milliseconds};
+use super::state::{Kill, Leftovers, Listener, Running, Shim, State, Stay, Stopping, milliseconds};
 use crate::clock::boottime_ns;
 use crate::record::{ExitRecord, StoppedBy};
 use crate::wire::{Phase, Report, Request, VERSION, file};
@@ -90,6 +91,9 @@ impl Shim {
             libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
         };
         if fd >= 0 {
+            if self.guests.len() >= GUESTS_MAX {
+                self.guests.remove(0);
+            }
             // SAFETY: see above.
             self.guests.push(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }));
         }
@@ -139,12 +143,23 @@ impl Shim {
             ended.sync_at = boottime_ns() + CONFIRM_NS;
         }
         self.host = Some(host);
+        self.tell_of_survivors_again();
         // It may have said more already.
         while let Some(request) = self.host.as_mut().and_then(Connection::next::<Request>) {
             if self.obey(request) != Stay::Yes {
                 self.leave_soon();
             }
         }
+    }
+
+    /// What the last host was told of processes that survive SIGKILL, this one does not know.
+    fn tell_of_survivors_again(&mut self) {
+        let killing = match &mut self.state {
+            State::Running(Running { stopping: Some(Stopping { kill: Kill::Sent(killing), .. }), .. })
+            | State::Leftovers(Leftovers { killing, .. }) => killing,
+            _ => return,
+        };
+        killing.report_at.get_or_insert(boottime_ns());
     }
 
     /// The end was confirmed in the same breath as the hello.

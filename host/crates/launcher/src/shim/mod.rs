@@ -20,6 +20,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
@@ -63,6 +64,9 @@ impl Shim {
         let record = open(&directory, file::EXIT, OFlag::O_RDWR).map_err(|error| failed("open", file::EXIT, error))?;
         let log = open(&directory, file::LOG, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_APPEND)
             .map_err(|error| failed("open", file::LOG, error))?;
+        let directories = Directories::open(&directory)
+            .map(Arc::new)
+            .map_err(|error| format!("cannot open the directories above the launch's: {error}"))?;
         let signals = signal_fd().map_err(|error| format!("cannot make a signalfd: {error}"))?;
         let timer = timer_fd().map_err(|error| format!("cannot make a timerfd: {error}"))?;
 
@@ -74,7 +78,7 @@ impl Shim {
                 None => return Ok(None),
             }
         };
-        let shim = Self::armed(launch, directory, lock, record, log, signals, timer, *plan)?;
+        let shim = Self::armed(launch, directory, directories, lock, record, log, signals, timer, *plan)?;
         // SAFETY: getpid has no precondition.
         let shim_pid = unsafe { libc::getpid() };
         control.send(&Report::Ready { version: VERSION, shim_pid });
@@ -147,10 +151,18 @@ fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     file.write_all_at(bytes, offset)
 }
 
-/// Makes the names durable that lead to the launch's files: the launch in the job's directory, the job in the jobs' directory.
-fn sync_directories(directory: &OwnedFd) -> io::Result<()> {
-    for path in [".", "..", "../.."] {
-        open(directory, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.sync_all()?;
+/// The directories whose entries lead to the launch's files: the launch's own, the job's and the jobs'. They are opened when the
+/// shim is set up: a job may move or close them meanwhile.
+struct Directories([File; 3]);
+
+impl Directories {
+    fn open(own: &OwnedFd) -> io::Result<Self> {
+        let [own, job, jobs] = [".", "..", "../.."].map(|path| open(own, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY));
+        Ok(Self([own?, job?, jobs?]))
     }
-    Ok(())
+
+    /// Makes the names durable.
+    fn sync(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(File::sync_all)
+    }
 }

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::linkat;
 
 use super::state::{Running, Shim, State, Stay};
-use super::{GAVE_UP, failed, open, sync_directories};
+use super::{Directories, GAVE_UP, failed, open};
 use crate::clock::Instant;
 use crate::launch::Started;
 use crate::processes;
@@ -85,13 +85,12 @@ impl Shim {
 }
 
 /// Makes the mark durable without keeping the shim from its duties: on a busy disk that takes a while, and a job may end in it.
-pub(super) fn make_durable(mark: File, directory: &OwnedFd) {
-    let Ok(directory) = directory.try_clone() else { return };
+pub(super) fn make_durable(mark: File, directories: Arc<Directories>) {
     // Without a thread it is done here and now.
     let work = move || {
         // The mark is the name's being there. A power loss is the only thing that it guards against, and a disk that cannot
         // write cannot be helped.
-        let _ = mark.sync_all().and_then(|()| sync_directories(&directory));
+        let _ = mark.sync_all().and_then(|()| directories.sync());
     };
     drop(std::thread::Builder::new().stack_size(64 << 10).spawn(work));
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
@@ -12,7 +13,7 @@ use taxiway_job::LaunchId;
 use super::command::Command;
 use super::connection::Connection;
 use super::output::Output;
-use super::{failed, open, write_at};
+use super::{Directories, failed, open, write_at};
 use crate::cgroup::Group;
 use crate::launch::Started;
 use crate::processes::Ending;
@@ -23,6 +24,7 @@ use crate::wire::{ShimPlan, file};
 pub(super) struct Shim {
     pub(super) launch: LaunchId,
     pub(super) directory: OwnedFd,
+    pub(super) directories: Arc<Directories>,
     pub(super) _lock: File,
     pub(super) record: File,
     pub(super) listener: Listener,
@@ -148,6 +150,7 @@ impl Shim {
     pub(super) fn armed(
         launch: LaunchId,
         directory: OwnedFd,
+        directories: Arc<Directories>,
         lock: File,
         record: File,
         log: File,
@@ -170,6 +173,7 @@ impl Shim {
         Ok(Self {
             launch,
             directory,
+            directories,
             _lock: lock,
             record,
             listener: Listener::NotNeeded,

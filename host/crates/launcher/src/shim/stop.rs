@@ -1,6 +1,7 @@
 //! Stopping a job: the signal, the grace, the kill, and what is due when.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::LEFT;
 use super::end::RETRY_NS;
@@ -62,7 +63,7 @@ impl Shim {
                     && at <= now
                     && let Some((_, mark)) = running.mark.take()
                 {
-                    make_durable(mark, &self.directory);
+                    make_durable(mark, Arc::clone(&self.directories));
                 }
                 if let Some(stopping) = &mut running.stopping {
                     if matches!(stopping.kill, Kill::At(at) if at <= now) {
@@ -77,7 +78,7 @@ impl Shim {
             }
             State::Leftovers(leftovers) => unkillable = leftovers.killing.survivors(now),
             State::Ended(ended) if ended.sync_at <= now => {
-                let saved = Self::save(&self.record, ended, &self.directory);
+                let saved = Self::save(&self.record, ended, &self.directories);
                 if saved.is_ok() {
                     return Stay::No(LEFT);
                 }

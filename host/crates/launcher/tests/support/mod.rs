@@ -1,5 +1,7 @@
 //! A launcher in a temporary directory, and the questions that tests ask it.
-#![allow(dead_code, reason = "every test program uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "every test program uses a part of it")]
+
+mod host;
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,6 +16,8 @@ use taxiway_launcher::{
     Event, ExitRecord, LaunchPlan, Launcher, LocalLauncher, Options, Settlement, Started, StoredPhase, Unsettled, log,
 };
 use tokio::sync::mpsc;
+
+pub use self::host::{Host, gated};
 
 /// The program that becomes the spawner.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_taxiway-launcher-test-host");
@@ -85,10 +89,24 @@ impl Bench {
 
     /// Waits until the directory of a launch that started nothing is gone.
     pub async fn removed(&self, start: Start) {
-        while self.launch_dir(start).exists() {
-            // No event tells of it.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        patiently(async {
+            while self.launch_dir(start).exists() {
+                // No event tells of it.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the shim of a launch can be asked.
+    pub async fn listens(&self, start: Start) {
+        patiently(async {
+            while !self.launch_dir(start).join("shim.sock").exists() {
+                // No event tells of it.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
     }
 
     pub fn log_path(&self, start: Start) -> PathBuf {
