@@ -16,7 +16,7 @@ need = command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-ge
 # $(call cargo_tool,SUBCOMMAND): a subcommand of cargo, built from crates.io when it is absent.
 cargo_tool = cargo $(1) --version >/dev/null 2>&1 || cargo install cargo-$(1) --locked
 
-.PHONY: help setup build run demo test bench bench-plugins bench-scale fmt lint deny advisories doc ci
+.PHONY: help setup build run demo test kills bench bench-plugins bench-scale fmt lint deny advisories doc ci
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test: setup ## run every test
 		cargo test --locked --workspace --manifest-path $$workspace $${nextest:+--doc}; \
 		$${nextest:+cargo nextest run --locked --workspace --manifest-path $$workspace --no-fail-fast}; \
 	done
+
+kills: setup ## kill -9 service, shim and both in every state of a job, ROUNDS times each (100)
+	TAXIWAY_TEST_ROUNDS=$(or $(ROUNDS),100) cargo test --locked --workspace --test e2e -- --nocapture kills::
 
 bench: build bench-plugins bench-scale ## measure hand-over, submission, plugins and scale beside floors and targets
 	@$(call need,wrk,wrk)

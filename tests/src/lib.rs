@@ -45,3 +45,13 @@ pub async fn patiently<T>(waiting_for: &str, future: impl Future<Output = T>) ->
         Err(_) => panic!("waited {} s in vain for {waiting_for}", PATIENCE.as_secs()),
     }
 }
+
+/// The number that a variable of the environment asks for: how often a test does something, say.
+///
+/// # Panics
+/// When it is no number.
+#[must_use]
+pub fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+}

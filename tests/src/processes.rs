@@ -65,18 +65,23 @@ impl Process {
 
     /// Sends SIGKILL and waits for its end.
     pub fn kill(self) {
+        self.signal(libc::SIGKILL);
+        self.wait();
+    }
+
+    /// Sends a signal, if it still runs.
+    pub fn signal(self, signal: i32) {
         let Some(descriptor) = self.descriptor() else { return };
         // SAFETY: the descriptor is open, a null siginfo asks for the default, and the flags are zero.
         unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 descriptor.as_raw_fd(),
-                libc::SIGKILL,
+                signal,
                 std::ptr::null::<libc::siginfo_t>(),
                 0_u32,
             )
         };
-        self.wait();
     }
 }
 

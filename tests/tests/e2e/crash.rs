@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::{Value, json};
-use taxiway_tests::{Answer, Client, Connection, Events, Place, Random, Server, patiently};
+use taxiway_tests::{Answer, Client, Connection, Events, Place, Random, Server, number, patiently};
 
 /// How many times it is killed; `TAXIWAY_TEST_KILLS` asks for another number.
 const KILLS: u64 = 200;
@@ -22,11 +22,6 @@ const OPEN: u64 = 40;
 const SHUFFLED: usize = 12;
 /// Events after which a service has lived long enough.
 const LIFE: u64 = 200;
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
-}
 
 /// What a user knows of whether a job is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

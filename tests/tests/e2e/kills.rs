@@ -1,9 +1,9 @@
 //! kill -9 of the service, of a job's shim and of both, in every state: each time it comes to what `docs/launch-protocol.md`
-//! says, a hundred times in all.
+//! says. `make kills` does it a hundred times for each victim in each state.
 
 use serde_json::json;
 use taxiway_tests::processes::{Process, of_job, shim_of};
-use taxiway_tests::{Bell, Events, Gate, Place, Random, Server, sh};
+use taxiway_tests::{Bell, Events, Gate, Place, Random, Server, number, sh};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -16,15 +16,18 @@ enum Victim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
     Armed,
+    /// Pending, and its shim has not come to read that it shall start: it is stopped.
+    Told,
+    /// Pending, and its shim may be anywhere on the way to the exec, or past it.
     Pending,
     Running,
     Cancelling,
 }
 
-const STATES: [When; 4] = [When::Armed, When::Pending, When::Running, When::Cancelling];
+const STATES: [When; 5] = [When::Armed, When::Told, When::Pending, When::Running, When::Cancelling];
 
-/// Rounds for each victim: 102 for the three.
-const ROUNDS: usize = 34;
+/// How often each victim is killed in each state; `TAXIWAY_TEST_ROUNDS` asks for another number.
+const ROUNDS: u64 = 7;
 
 /// How a job ended, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,8 +57,8 @@ impl End {
     fn is_expected(&self, victim: Victim, when: When) -> bool {
         match (when, victim) {
             // Nothing had been started: the job keeps its place and runs once, when its turn comes.
-            (When::Armed, _) | (When::Pending | When::Running, Victim::Service) => *self == Self::exact(),
-            // Told to start: either provably nothing ran, and it runs once after all, or it is lost and never runs again.
+            (When::Armed | When::Told, _) | (When::Pending | When::Running, Victim::Service) => *self == Self::exact(),
+            // On its way: either provably nothing ran, and it runs once after all, or it is lost and never runs again.
             (When::Pending, _) => [Self::exact(), Self::lost(0), Self::lost(1)].contains(self),
             (When::Running, _) => *self == Self::lost(1),
             // The stop was stored, so it is carried out, and a status that there is, is recorded.
@@ -92,7 +95,7 @@ async fn round(server: Server, events: &mut Events, victim: Victim, when: When, 
     let mut before = Gate::new(&directory, &format!("before-{number}"));
     let mut bell = Bell::new(&directory, &format!("bell-{number}"));
     let ran = directory.join(format!("ran-{number}"));
-    let blocker = if when == When::Armed {
+    let blocker = if matches!(when, When::Armed | When::Told) {
         let blocker = server.submit(sh(&before.wait())).await;
         events.job(blocker.id(), "running").await;
         Some(blocker)
@@ -106,7 +109,7 @@ async fn round(server: Server, events: &mut Events, victim: Victim, when: When, 
     submission["grace"] = json!("200ms");
     let job = server.submit(submission).await;
     match when {
-        When::Armed => {}
+        When::Armed | When::Told => {}
         When::Pending => drop(events.job(job.id(), "pending").await),
         When::Running | When::Cancelling => {
             events.job(job.id(), "running").await;
@@ -114,18 +117,29 @@ async fn round(server: Server, events: &mut Events, victim: Victim, when: When, 
         }
     }
     let shim = shim_of(&jobs_dir, job.id()).await;
+    if when == When::Told {
+        shim.signal(libc::SIGSTOP);
+        before.open();
+        events.job(job.id(), "pending").await;
+    }
     if when == When::Cancelling {
         assert_eq!(server.operate(job.id(), "cancel").await.expect(200).job().state(), "cancelling");
     }
     let server = match kill(server, shim, victim, &mut random).await {
         Ok(server) => server,
         Err(place) => {
+            if random.below(2) == 0 {
+                shim.signal(libc::SIGCONT);
+            }
             let server = place.start().await;
             events.resume(&server).await;
             server
         }
     };
-    before.open();
+    shim.signal(libc::SIGCONT);
+    if when != When::Told {
+        before.open();
+    }
     if when != When::Cancelling {
         gate.open();
     }
@@ -145,7 +159,8 @@ async fn round(server: Server, events: &mut Events, victim: Victim, when: When, 
 async fn rounds(victim: Victim) {
     let mut server = Place::new().start().await;
     let mut events = server.events().await;
-    for number in 0..ROUNDS {
+    let rounds = number("TAXIWAY_TEST_ROUNDS", ROUNDS) as usize;
+    for number in 0..rounds * STATES.len() {
         server = round(server, &mut events, victim, STATES[number % STATES.len()], number).await;
     }
     let last = server.submit(sh("exit 0")).await;
