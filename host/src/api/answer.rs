@@ -139,6 +139,9 @@ impl From<QueueError> for Refused {
             QueueError::TooManyGpus { .. } => {
                 Self::problems("rejected", vec![problem("", "too-many-gpus", error.to_string())])
             }
+            QueueError::Unresponsive { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "shim-unresponsive", error.to_string())
+            }
             QueueError::UnknownGpu(_) => Self::not_found(error.to_string()),
             QueueError::Store(error) => error.into(),
             QueueError::Stopping => stopping(),

@@ -58,6 +58,11 @@ pub(super) struct Armed {
 }
 
 impl Armed {
+    /// Whether its shim was told to leave.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.stage == Stage::Leaving
+    }
+
     /// Whether it is next for what a candidate is next for.
     fn shares(&self, candidate: &Candidate) -> bool {
         match (self.gpus, candidate.gpus) {
@@ -117,7 +122,8 @@ impl Owner {
             }
         }
         self.plan_watch();
-        if self.armed.is_empty() || self.mode == Mode::Run {
+        // A shim that does not leave has nothing to start and is told nothing any more.
+        if self.armed.iter().all(|armed| self.is_stuck(armed.job)) || self.mode == Mode::Run {
             self.then.mode_replies.append(&mut self.mode_replies);
         }
         let idle = self.armed.is_empty() && self.live.is_empty() && self.recovering.is_empty();
@@ -199,7 +205,9 @@ impl Owner {
         let job = candidate.job;
         if self.arm_pause.as_ref().is_some_and(|pause| pause.until.is_some())
             // What is being taken back keeps its slots' place until it is gone.
-            || self.armed.iter().any(|armed| armed.job == job || armed.unwanted && armed.shares(candidate))
+            || self.armed.iter().any(|armed| {
+                armed.job == job || armed.unwanted && armed.shares(candidate) && !self.is_stuck(armed.job)
+            })
         {
             return;
         }
@@ -361,6 +369,8 @@ impl Owner {
             && armed.stage == Stage::Spawning
         {
             armed.stage = Stage::Ready;
+            let job = armed.job;
+            self.silent.remove(&job);
             self.arm_pause = None;
         }
     }

@@ -197,6 +197,14 @@ pub enum QueueError {
         /// GPUs there are.
         slots: usize,
     },
+    /// What became of its launch is not known yet.
+    #[error("job {id} cannot be changed just now: {why}; the same request will work once that is over")]
+    Unresponsive {
+        /// Which job.
+        id: JobId,
+        /// What its shim does not do.
+        why: String,
+    },
     /// No GPU has this UUID.
     #[error("the queue has no GPU {0}; `taxiway gpus` lists those it has")]
     UnknownGpu(String),

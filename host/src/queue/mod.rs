@@ -20,6 +20,7 @@ mod owner;
 mod recover;
 mod run;
 mod samples;
+mod silence;
 mod slots;
 mod standing;
 mod yaml;

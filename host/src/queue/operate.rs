@@ -21,6 +21,11 @@ impl Owner {
             return self.look_up(operation);
         };
         if entry.busy {
+            if let Some(error) = self.stuck(id)
+                && !matches!(operation.verb, Verb::InVain(..))
+            {
+                return operation.answer(Err(error));
+            }
             return self.waiting.entry(id).or_default().push_back(operation);
         }
         let (state, stop_target) = (entry.state(), entry.stop_target);
@@ -71,6 +76,8 @@ impl Owner {
 
     /// Runs the operations that waited for this job, now that it is not busy any more.
     pub(super) fn resume_operations(&mut self, id: JobId) {
+        // Whatever it was that did not answer, the job waits for it no more.
+        self.silent.remove(&id);
         if let Some(entry) = self.jobs.get_mut(id) {
             entry.busy = false;
         }

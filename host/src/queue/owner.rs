@@ -122,6 +122,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         arm_pause: None,
         live: HashMap::new(),
         recovering: HashMap::new(),
+        silent: HashMap::new(),
         jobs_dir,
         min_free_disk,
         starts: 0,
@@ -173,6 +174,8 @@ pub(super) struct Owner {
     pub(super) live: HashMap<LaunchId, Live>,
     /// Armed launches of the previous service that are not settled, and whose they are.
     pub(super) recovering: HashMap<LaunchId, JobId>,
+    /// Jobs whose shims do not answer, before their start is known of, and what these do not do.
+    pub(super) silent: HashMap<JobId, String>,
     /// Where logs are.
     pub(super) jobs_dir: PathBuf,
     /// Free bytes there below which nothing is armed.
@@ -204,8 +207,10 @@ pub(super) struct Live {
     /// The same with an estimate of its end.
     pub(super) progress: Option<Progress>,
     pub(super) sampler: super::samples::Sampler,
-    /// Its shim does not answer.
-    pub(super) unresponsive: Option<i32>,
+    /// Until when its shim may take to start its command; none once that is known, or was not asked by this service.
+    pub(super) start_by: Option<Instant>,
+    /// Why its shim counts as silent, if it does.
+    pub(super) unresponsive: Option<String>,
     /// Its processes that survive SIGKILL; its slot stays taken until they are gone.
     pub(super) unkillable: Vec<i32>,
     /// Its end, known before the answer to a stop that is being written.
@@ -312,6 +317,7 @@ impl Owner {
                 let wait = at.as_millis().saturating_sub(Time::now().as_millis());
                 Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0)).min(LONGEST_SLEEP)
             });
+            let late_start = self.next_late_start();
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => {
@@ -333,6 +339,7 @@ impl Owner {
                 Ok(()) = committing.changed() => {}
                 () = until(rest) => self.arm_pause_ends(),
                 () = until(alarm) => self.jobs.ring(Time::now()),
+                () = until(late_start) => self.starts_are_late(),
             }
             self.turn().await;
         }

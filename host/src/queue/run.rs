@@ -8,6 +8,7 @@ use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 use super::gpus;
 use super::owner::{Done, Live, Owner};
 use super::samples::{self, Sampler};
+use super::silence::START_TIMEOUT;
 use super::slots::Taken;
 use crate::gpu::Released;
 use crate::store::{Change, End, NextAttempt};
@@ -46,12 +47,7 @@ impl Owner {
                 };
                 self.adopted(launch, process);
             }
-            Event::Unresponsive { launch, shim_pid } => {
-                if let Some(live) = self.live.get_mut(&launch) {
-                    tracing::warn!(job = %live.job, %launch, shim_pid, "a shim holds its lock and does not answer");
-                    live.unresponsive = Some(shim_pid);
-                }
-            }
+            Event::Unresponsive { launch, shim_pid, why } => self.unresponsive(launch, shim_pid, why),
             Event::Unkillable { launch, pids } => {
                 let job = self.live.get(&launch).map(|live| live.job.to_string());
                 tracing::error!(job, %launch, ?pids, "processes survive SIGKILL; their slot stays taken until they are gone");
@@ -69,6 +65,9 @@ impl Owner {
         self.set_state(job, State::Pending);
         self.gpus.hold(job, launch, &taken.uuids, false);
         self.track(job, launch, taken);
+        if let Some(live) = self.live.get_mut(&launch) {
+            live.start_by = Some(tokio::time::Instant::now() + START_TIMEOUT);
+        }
     }
 
     /// Follows a launch from now on.
@@ -82,6 +81,7 @@ impl Owner {
             said: None,
             progress: None,
             sampler: Sampler::default(),
+            start_by: None,
             unresponsive: None,
             unkillable: Vec::new(),
             end: None,
@@ -93,6 +93,7 @@ impl Owner {
 
     pub(super) fn process_started(&mut self, launch: LaunchId, process: &Started) {
         let Some(live) = self.live.get_mut(&launch) else { return };
+        live.start_by = None;
         live.unresponsive = None;
         live.started_at = Some(process.at.time());
         let job = live.job;

@@ -68,6 +68,9 @@ impl Owner {
     }
 
     fn reason(&self, id: JobId, entry: &Entry, position: usize, candidates: &[Candidate]) -> Reason {
+        if let Some(why) = self.silent.get(&id) {
+            return Reason::new("shim_unresponsive", format!("{why}; nothing starts in its place"));
+        }
         if let Some(condition) = entry.unmet().first() {
             return Reason::new(condition.code(), self.sentence(id, entry, condition));
         }
@@ -132,7 +135,10 @@ impl Owner {
                 format!("{label} is in quarantine: job {job} has processes that survive SIGKILL")
             }
             Some(Live { job, .. }) => format!("{label} is held by job {job}"),
-            None => format!("{label} is held by a launch of the previous service that is being settled"),
+            None => match self.recovering.get(&launch).and_then(|job| Some((job, self.silent.get(job)?))) {
+                Some((job, why)) => format!("{label} is held by job {job}: {why}"),
+                None => format!("{label} is held by a launch of the previous service that is being settled"),
+            },
         });
         Some(Reason::new("waiting_for_gpu", held.collect::<Vec<_>>().join("; ")))
     }
@@ -208,10 +214,8 @@ impl Owner {
 
 /// What keeps a job that was told to start from going on as it should.
 fn trouble(live: &Live) -> Option<Reason> {
-    if let Some(shim_pid) = live.unresponsive {
-        let message =
-            format!("its shim, process {shim_pid}, holds its lock and does not answer; nothing starts in its place");
-        return Some(Reason::new("shim_unresponsive", message));
+    if let Some(why) = &live.unresponsive {
+        return Some(Reason::new("shim_unresponsive", format!("{why}; nothing starts in its place")));
     }
     if live.unkillable.is_empty() {
         return None;

@@ -28,6 +28,7 @@ mod operate;
 mod plugins;
 mod queue;
 mod restart;
+mod silence;
 mod steady;
 mod systemd;
 mod trainer;

@@ -107,9 +107,14 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// What the group of a launch is called.
+    pub(crate) fn name(launch: LaunchId) -> String {
+        format!("job-{launch}")
+    }
+
     /// Makes the group of a launch.
     pub(crate) fn create(base: &Path, launch: LaunchId, memory_max: Option<u64>) -> io::Result<Self> {
-        let path = base.join(format!("job-{launch}"));
+        let path = base.join(Self::name(launch));
         DirBuilder::new().mode(0o755).create(&path)?;
         let group = Self::open(path)?;
         if let Some(max) = memory_max {

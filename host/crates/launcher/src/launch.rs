@@ -132,12 +132,14 @@ pub enum Event {
         /// Where it is: commit this before any other operation on the job.
         phase: AdoptedPhase,
     },
-    /// The shim holds its lock and does not answer. Nothing may start in its place; another event follows when that changes.
+    /// The launch's shim does not answer. Nothing may start in its place; another event follows when that changes.
     Unresponsive {
         /// The launch.
         launch: LaunchId,
-        /// The holder of the lock; 0 when the kernel did not name it.
+        /// The shim, as far as it is known; else 0.
         shim_pid: i32,
+        /// What it does not do, in a sentence.
+        why: String,
     },
     /// Processes of the job are still there this long after SIGKILL (in uninterruptible sleep, usually in a driver). The launch
     /// ends when they do.
@@ -239,8 +241,8 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// When the shim is not ready or gone. Nothing was started then.
     fn go(&self, launch: LaunchId, gpu_uuids: &[String]) -> Result<(), GoError>;
-    /// Ends a launch that was not told to go: [`Event::Settled`] with [`Settlement::NotStarted`] when its shim is gone. Without
-    /// effect after `go`.
+    /// Ends a launch that was not told to go: [`Event::Settled`] with [`Settlement::NotStarted`] when its shim is gone. One that
+    /// does not leave is killed. Without effect after `go`.
     fn disarm(&self, launch: LaunchId);
     /// Stops a running job: the signal to its process group, the grace, then SIGKILL to every descendant; [`Event::Ended`] when
     /// none is left. May be repeated: the earlier deadline counts.

@@ -19,27 +19,35 @@ pub(crate) enum Lock {
     HeldBy(i32),
 }
 
-/// Takes the lock, or says who has it.
-pub(crate) fn take(file: &File) -> io::Result<Lock> {
-    let mut wanted = libc::flock {
+/// The whole file, for writing.
+fn whole() -> libc::flock {
+    libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
+    }
+}
+
+/// Takes the lock, or says who has it.
+pub(crate) fn take(file: &File) -> io::Result<Lock> {
     loop {
-        match fcntl(file, FcntlArg::F_SETLK(&wanted)) {
+        match fcntl(file, FcntlArg::F_SETLK(&whole())) {
             Ok(_) => return Ok(Lock::Taken),
             Err(Errno::EAGAIN | Errno::EACCES) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut holder = wanted;
-        fcntl(file, FcntlArg::F_GETLK(&mut holder))?;
-        if i32::from(holder.l_type) != libc::F_UNLCK {
-            return Ok(Lock::HeldBy(holder.l_pid));
+        // Otherwise it was given back between the two calls.
+        if let Some(holder) = holder(file)? {
+            return Ok(Lock::HeldBy(holder));
         }
-        // It was given back between the two calls.
-        wanted.l_pid = 0;
     }
+}
+
+/// Who has the lock, if another process does; 0 when the kernel does not name it.
+pub(crate) fn holder(file: &File) -> io::Result<Option<i32>> {
+    let mut holder = whole();
+    fcntl(file, FcntlArg::F_GETLK(&mut holder))?;
+    Ok((i32::from(holder.l_type) != libc::F_UNLCK).then_some(holder.l_pid))
 }

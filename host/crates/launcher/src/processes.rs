@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// How often one pass looks again for processes that were forked while it stopped the others. A fork bomb needs a handful; a
 /// process that is never caught must not keep the pass from killing those that were.
@@ -42,9 +42,12 @@ pub(crate) fn stat(pid: i32) -> Option<Stat> {
 }
 
 /// Every process of the machine that can be seen.
-pub(crate) fn all() -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+pub(crate) fn all() -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(found)
 }
 
 /// The children of all threads of a process, or none when it is gone.
@@ -88,7 +91,7 @@ pub(crate) fn descendants(root: i32, except: &HashSet<i32>) -> Vec<i32> {
 /// The same for a kernel that does not list children: by the parents of every process there is.
 fn descendants_by_scan(root: i32, except: &HashSet<i32>) -> Vec<i32> {
     let mut by_parent: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in all() {
+    for pid in all().unwrap_or_default() {
         if let Some(stat) = stat(pid) {
             by_parent.entry(stat.parent).or_default().push(pid);
         }
@@ -113,32 +116,43 @@ struct Handle {
 }
 
 impl Handle {
-    /// Opens a process that is alive; none when it is gone, a zombie, or not the one with this start time.
-    fn open(pid: i32, start_time: Option<u64>) -> Option<Self> {
-        let fd = pidfd_open(pid).ok()?;
-        let stat = stat(pid)?;
-        if matches!(stat.state, b'Z' | b'X') || start_time.is_some_and(|expected| expected != stat.start_time) {
-            return None;
-        }
-        let handle = Self { start_time: stat.start_time, fd };
+    /// Opens a process that is alive; none when it is gone, a zombie, or not the one with this start time. An error is no proof of
+    /// either: too many files are open, say.
+    fn open(pid: i32, start_time: Option<u64>) -> io::Result<Option<Self>> {
+        let fd = match pidfd_open(pid) {
+            Ok(fd) => fd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let found = stat(pid);
         // The stat that was read is that of the pidfd's process only if this one has not been reaped in between.
-        handle.signal(0).is_ok().then_some(handle)
+        if send_signal(fd.as_fd(), 0).is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH)) {
+            return Ok(None);
+        }
+        let Some(stat) = found else { return Err(io::Error::other(format!("cannot read /proc/{pid}/stat"))) };
+        let is_alive = !matches!(stat.state, b'Z' | b'X');
+        let is_the_same = start_time.is_none_or(|expected| expected == stat.start_time);
+        Ok((is_alive && is_the_same).then_some(Self { start_time: stat.start_time, fd }))
     }
 
-    /// Sends a signal (pidfd_send_signal(2)).
     fn signal(&self, signal: i32) -> io::Result<()> {
-        // SAFETY: the descriptor is open, a null siginfo asks for the default, and the flags are zero.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.fd.as_raw_fd(),
-                signal,
-                std::ptr::null::<libc::siginfo_t>(),
-                0_u32,
-            )
-        };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        send_signal(self.fd.as_fd(), signal)
     }
+}
+
+/// Sends a signal to the process of a pidfd (pidfd_send_signal(2)).
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open, a null siginfo asks for the default, and the flags are zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0_u32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A pidfd (pidfd_open(2)): readable when the process has ended.
@@ -159,12 +173,19 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 pub(crate) struct Ending {
     /// Every process that was killed, for the count.
     killed: HashSet<(i32, u64)>,
+    /// Why a process could not be looked at, if so.
+    failed: Option<io::Error>,
 }
 
 impl Ending {
     /// How many processes were killed so far.
     pub(crate) fn count(&self) -> u32 {
         u32::try_from(self.killed.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Why what was found since this was last asked cannot be relied on, if so.
+    pub(crate) fn failed(&mut self) -> Option<io::Error> {
+        self.failed.take()
     }
 
     /// Counts processes that are about to be killed otherwise.
@@ -182,7 +203,7 @@ impl Ending {
                 if caught.contains_key(&pid) {
                     continue;
                 }
-                let Some(handle) = Handle::open(pid, None) else { continue };
+                let Some(handle) = self.open(pid, None) else { continue };
                 // What may not be signalled (a set-user-id program) cannot be ended: it counts as found, and as unkillable.
                 let _ = handle.signal(libc::SIGSTOP);
                 caught.insert(pid, handle.start_time);
@@ -193,11 +214,18 @@ impl Ending {
             }
         }
         for (pid, start_time) in &caught {
-            if Handle::open(*pid, Some(*start_time)).is_some_and(|handle| handle.signal(libc::SIGKILL).is_ok()) {
+            if self.open(*pid, Some(*start_time)).is_some_and(|handle| handle.signal(libc::SIGKILL).is_ok()) {
                 self.killed.insert((*pid, *start_time));
             }
         }
         caught.into_iter().collect()
+    }
+
+    fn open(&mut self, pid: i32, start_time: Option<u64>) -> Option<Handle> {
+        Handle::open(pid, start_time).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            None
+        })
     }
 }
 
@@ -209,8 +237,9 @@ mod tests {
     fn a_process_is_known_by_its_pid_and_start_time() {
         let me = i32::try_from(std::process::id()).expect("a pid");
         let stat = stat(me).expect("this process runs");
-        assert!(Handle::open(me, Some(stat.start_time)).is_some());
-        assert!(Handle::open(me, Some(stat.start_time + 1)).is_none(), "another process under the same pid");
+        let is_found = |start_time| Handle::open(me, Some(start_time)).expect("it can be looked at").is_some();
+        assert!(is_found(stat.start_time));
+        assert!(!is_found(stat.start_time + 1), "another process under the same pid");
     }
 
     #[test]

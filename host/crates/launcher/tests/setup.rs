@@ -3,11 +3,12 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use support::{Bench, Start, TestGroup, gone, lock_holder, parent, processes_of, sh};
 use taxiway_job::{Limit, ProcessSpec, Resource};
-use taxiway_launcher::{Delegated, Event, Launcher, Settlement, Status, Stop};
+use taxiway_launcher::{Delegated, Event, Launcher, Settlement, Status, Stop, StoredPhase};
 
 fn signal(name: &str) -> Option<taxiway_job::Signal> {
     Some(name.parse().expect("a signal"))
@@ -139,6 +140,44 @@ async fn what_left_its_parents_and_its_environment_is_still_found_in_the_control
 }
 
 #[tokio::test]
+async fn the_control_group_is_found_without_its_note_and_no_other_one_is_taken_for_it() {
+    let (Some(group), Some(other)) = (TestGroup::new(), TestGroup::new()) else { return };
+    let base = group.path.clone();
+    let mut bench = Bench::with(|options| options.groups = Some(Delegated::at(base).expect("a group")));
+    // Somebody else's process, in a group that a job names as its own.
+    let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep starts");
+    std::fs::write(other.path.join("cgroup.procs"), bystander.id().to_string()).expect("it can be moved");
+    for note in [None, Some(other.path.to_str().expect("UTF-8"))] {
+        let (start, process) =
+            bench.run(sh("(setsid env -i sleep 1000 &); echo up; while :; do sleep 1000; done")).await;
+        bench.log_has(start, "up").await;
+        let own = group.path.join(format!("job-{}", start.launch));
+        let text = std::fs::read_to_string(own.join("cgroup.procs")).expect("a group");
+        let inside: Vec<i32> = text.lines().map(|pid| pid.parse().expect("a pid")).collect();
+        let path = bench.launch_dir(start).join("cgroup");
+        match note {
+            None => std::fs::remove_file(&path).expect("it was there"),
+            Some(note) => std::fs::write(&path, note).expect("it can be written"),
+        }
+        let shim = parent(process.pid);
+        let spawner = parent(shim);
+        for pid in [spawner, shim] {
+            support::kill(pid, libc::SIGKILL);
+        }
+        let settlement = bench.settlement(start).await;
+        assert!(matches!(settlement, Settlement::Lost { .. }), "{settlement:?}");
+        for pid in inside {
+            assert!(!support::lives(pid), "{pid} lives on, with the note {note:?}");
+        }
+        assert!(!own.exists());
+    }
+    let pid = i32::try_from(bystander.id()).expect("a pid");
+    assert!(support::lives(pid), "a group that is none of the job's was ended");
+    bystander.kill().expect("it was running");
+    bystander.wait().expect("it was a child");
+}
+
+#[tokio::test]
 async fn the_memory_of_a_job_is_bounded_where_the_controller_is_delegated() {
     let Some(group) = TestGroup::new() else { return };
     let delegated = Delegated::at(group.path.clone()).expect("a group");
@@ -175,6 +214,36 @@ async fn processes_that_survive_sigkill_are_reported_and_waited_for() {
     assert!(processes_of(start.launch).is_empty());
 }
 
+#[test]
+fn what_survives_sigkill_is_told_to_the_next_host_too() {
+    let Some(freezer) = Freezer::new() else { return };
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let first = runtime();
+    let (directory, start, process) = first.block_on(async {
+        let mut bench = Bench::with(|options| options.unkillable_after = Duration::from_millis(300));
+        let (start, process) = bench.run(sh("echo up; while :; do sleep 1000; done")).await;
+        bench.log_has(start, "up").await;
+        freezer.freeze(process.pid);
+        bench.launcher.stop(start.launch, Stop { grace: Some(Duration::ZERO), signal: None });
+        assert!(matches!(bench.event().await, Event::Unkillable { .. }));
+        (bench.directory, start, process)
+    });
+    // What the first host has open goes with its tasks.
+    first.shutdown_background();
+    runtime().block_on(async {
+        let mut bench = Bench::over(directory, 1 << 20);
+        bench.recover(start, StoredPhase::Running);
+        assert!(matches!(bench.event().await, Event::Adopted { .. }));
+        match bench.event().await {
+            Event::Unkillable { pids, .. } => assert!(pids.contains(&process.pid), "{pids:?}"),
+            other => panic!("{other:?}"),
+        }
+        freezer.thaw();
+        assert_eq!(bench.end(start).await.status, Status::Signaled(libc::SIGKILL));
+        bench.launcher.confirm(start.launch);
+    });
+}
+
 /// A freezer of version 1 (cgroups(7)): what is frozen in it sleeps uninterruptibly, as in a driver that hangs, and not even
 /// SIGKILL ends it.
 struct Freezer {
@@ -183,7 +252,9 @@ struct Freezer {
 
 impl Freezer {
     fn new() -> Option<Self> {
-        let path = std::path::Path::new("/sys/fs/cgroup/freezer").join(format!("taxiway-test-{}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("taxiway-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::path::Path::new("/sys/fs/cgroup/freezer").join(name);
         match std::fs::create_dir(&path) {
             Ok(()) => Some(Self { path }),
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,12 +61,34 @@ pub(super) fn make(jobs_dir: &Path, plan: &LaunchPlan, user: &User, limits: &Lim
     let mut builder = DirBuilder::new();
     builder.mode(0o700);
     builder.recursive(true).create(job_directory(jobs_dir, plan.job)).map_err(|error| failed(&directory, &error))?;
-    builder.recursive(false).create(&directory).map_err(|error| failed(&directory, &error))?;
+    builder.recursive(false);
+    let created = match builder.create(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && restore_access(&directory) => {
+            builder.create(&directory)
+        }
+        created => created,
+    };
+    created.map_err(|error| failed(&directory, &error))?;
     let filled = fill(&directory, plan);
     if filled.is_err() {
         remove(&directory);
     }
     filled.map(|()| shim_plan)
+}
+
+/// Gives this user its access back to a launch's directory and the job's above it, which a job can take away. True when something
+/// was changed.
+pub(super) fn restore_access(directory: &Path) -> bool {
+    let mut changed = false;
+    // From above: the lower one is reached through the upper one.
+    for path in directory.parent().into_iter().chain([directory]) {
+        let Ok(metadata) = fs::symlink_metadata(path) else { continue };
+        let mode = metadata.permissions().mode();
+        if metadata.is_dir() && mode & 0o700 != 0o700 {
+            changed |= fs::set_permissions(path, fs::Permissions::from_mode(0o700)).is_ok();
+        }
+    }
+    changed
 }
 
 /// Removes the directory of a launch that never started anything.
@@ -238,6 +260,23 @@ fn substitute(word: &str, placeholders: &[(&str, &str)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn access_that_a_job_took_away_is_given_back() {
+        let jobs = tempfile::tempdir().expect("a directory");
+        let launch = jobs.path().join("job/launch");
+        fs::create_dir_all(&launch).expect("directories");
+        for path in [launch.as_path(), launch.parent().expect("the job's")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0)).expect("they are ours");
+        }
+        assert!(restore_access(&launch));
+        for path in [launch.parent().expect("the job's"), &launch] {
+            let mode = fs::metadata(path).expect("it can be reached").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", path.display());
+        }
+        assert!(!restore_access(&launch), "nothing is left to be done");
+        assert!(!restore_access(Path::new("/no/such/launch")));
+    }
 
     #[test]
     fn placeholders_are_filled_in_once_and_other_braces_stay() {

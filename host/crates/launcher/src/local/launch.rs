@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use taxiway_job::{JobId, LaunchId, Progress};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
 
 use super::Inner;
 use super::control::Control;
 use super::directory::{self, launch_directory};
+use super::patience::{ANSWER_TIMEOUT, Late, Patience};
 use super::settle::{self, Settled};
 use super::spawner::Spawner;
 use crate::launch::{Event, LaunchPlan, Settlement, StoredPhase};
@@ -50,6 +51,8 @@ pub(super) struct Launch {
     pub(super) directory: PathBuf,
     state: Mutex<State>,
     fate: watch::Sender<Fate>,
+    /// It was disarmed: its task closes the socket, if that was not done, and waits for the shim to leave.
+    disarmed: Notify,
     /// The time limit that was set since the plan was made, or that the store of a restarted host has: the shim may not have
     /// heard of it. None while the plan's holds.
     stored_limit: Mutex<Option<Option<Duration>>>,
@@ -88,6 +91,7 @@ impl Launch {
             directory: launch_directory(jobs_dir, job, id),
             state: Mutex::new(state),
             fate: watch::Sender::new(Fate::Unknown),
+            disarmed: Notify::new(),
             stored_limit: Mutex::new(None),
         }
     }
@@ -102,6 +106,11 @@ impl Launch {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells its task that it was disarmed.
+    pub(super) fn wake(&self) {
+        self.disarmed.notify_one();
     }
 
     pub(super) fn set_fate(&self, fate: Fate) {
@@ -155,32 +164,9 @@ impl Launch {
         };
         // An error shows as the end of the stream below.
         let _ = control.send(&Request::Plan(plan));
-        let mut lines = Lines::default();
-        let mut heard = Heard { shim_pid: 0, started: false, ended: false, failed: None };
-        while let Some(report) = control.next(&mut lines).await {
-            match report {
-                Report::Ready { shim_pid, .. } => {
-                    heard.shim_pid = shim_pid;
-                    break;
-                }
-                Report::Failed { message } => heard.failed = Some(message),
-                _ => {}
-            }
-        }
-        if heard.shim_pid != 0 {
-            let ready = {
-                let mut state = self.state();
-                let ready = !matches!(*state, State::Arming { disarmed: true });
-                *state = if ready { State::Ready(Arc::clone(&control)) } else { State::Disarming };
-                ready
-            };
-            if ready {
-                inner.report(Event::Ready { launch: self.id }).await;
-            } else {
-                control.close();
-            }
-        }
-        let unclear = Arc::clone(&self).follow(inner, control, lines, heard, Parent::Spawner(spawner)).await;
+        let heard = Heard { shim_pid: 0, started: false, ended: false, failed: None };
+        let parent = Parent::Spawner(spawner);
+        let unclear = Arc::clone(&self).follow(inner, control, Lines::default(), heard, parent).await;
         if let Some(known) = unclear {
             self.search(inner, known).await;
         }
@@ -191,7 +177,14 @@ impl Launch {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let directory = open_directory(&self.directory)?;
         let control = Arc::new(Control::new(ours)?);
-        spawner.fork(self.id, OwnedFd::from(theirs), directory).await?;
+        let forked = spawner.fork(self.id, OwnedFd::from(theirs), directory);
+        match tokio::time::timeout(ANSWER_TIMEOUT, forked).await {
+            Ok(forked) => forked?,
+            Err(_) => {
+                inner.give_up_on(&spawner).await?;
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the spawner does not take requests"));
+            }
+        }
         Ok((control, spawner))
     }
 
@@ -219,10 +212,22 @@ impl Launch {
     ) -> Option<Known> {
         let launch = self.id;
         let mut watcher = heard.started.then(|| self.progress());
+        let mut patience = if heard.started { Patience::endless() } else { Patience::until_ready() };
         loop {
             let report = tokio::select! {
                 biased;
                 report = control.next(&mut lines) => report,
+                () = self.disarmed.notified() => {
+                    control.close();
+                    patience = Patience::until_gone();
+                    continue;
+                }
+                late = patience.late() => {
+                    if self.is_late(inner, late, &control, &mut heard, &parent).await {
+                        break;
+                    }
+                    continue;
+                }
                 progress = next_progress(&mut watcher) => {
                     inner.report(Event::Progress { launch, progress }).await;
                     continue;
@@ -230,6 +235,13 @@ impl Launch {
             };
             let Some(report) = report else { break };
             match report {
+                Report::Ready { shim_pid, .. } => {
+                    heard.shim_pid = shim_pid;
+                    if self.is_ready(&control) {
+                        patience = Patience::endless();
+                        inner.report(Event::Ready { launch }).await;
+                    }
+                }
                 Report::Started(process) => {
                     heard.started = true;
                     inner.report(Event::Started { launch, process }).await;
@@ -245,10 +257,81 @@ impl Launch {
                 }
                 Report::Unkillable { pids } => inner.report(Event::Unkillable { launch, pids }).await,
                 Report::Failed { message } => heard.failed = Some(message),
-                Report::Ended(_) | Report::Ready { .. } | Report::Adopted { .. } => {}
+                Report::Ended(_) | Report::Adopted { .. } => {}
             }
         }
         self.gone(inner, heard, parent).await
+    }
+
+    /// Its shim waits. False when nobody wants it any more.
+    fn is_ready(&self, control: &Arc<Control>) -> bool {
+        let mut state = self.state();
+        match *state {
+            State::Arming { disarmed: false } => {
+                *state = State::Ready(Arc::clone(control));
+                true
+            }
+            State::Arming { disarmed: true } => {
+                *state = State::Disarming;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Its shim does not do what it should in time. True when there is none, and nothing more to be heard.
+    async fn is_late(
+        &self,
+        inner: &Arc<Inner>,
+        late: Late,
+        control: &Control,
+        heard: &mut Heard,
+        parent: &Parent,
+    ) -> bool {
+        let tell = |why: &str| Event::Unresponsive { launch: self.id, shim_pid: heard.shim_pid, why: why.to_owned() };
+        match late {
+            Late::TellNotReady => {
+                inner.report(tell("its shim does not get ready")).await;
+                return false;
+            }
+            Late::TellNotGone => {
+                inner.report(tell("its shim was killed and does not go away")).await;
+                return false;
+            }
+            Late::GiveUp => {
+                heard.failed = Some("its shim did not get ready".to_owned());
+                *self.state() = State::Arming { disarmed: true };
+                control.close();
+            }
+            Late::Kill => {}
+        }
+        // It was not told to start anything, and nobody can tell it any more.
+        let known = Known { phase: StoredPhase::Armed, same_boot: true };
+        match self.settle(inner, known).await {
+            Ok(Ok(Settled::LockHeldBy(shim_pid))) => {
+                tracing::warn!(launch = %self.id, shim_pid, "a shim that has nothing to do does not leave and is killed");
+                let directory = self.directory.clone();
+                if let Ok(Err(error)) = blocking(move || settle::kill_holder(&directory, shim_pid)).await {
+                    tracing::warn!(launch = %self.id, shim_pid, %error, "a shim cannot be killed");
+                }
+                false
+            }
+            // Nobody has come so far as to the lock. Whoever comes later finds its socket closed.
+            Ok(Ok(Settled::Yes(_))) => {
+                if let Parent::Spawner(spawner) = parent
+                    && let Err(error) = inner.give_up_on(spawner).await
+                {
+                    tracing::error!(%error, "another spawner cannot be started");
+                }
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(launch = %self.id, %error, "it cannot be told who holds a launch's lock");
+                false
+            }
+            // The runtime is shutting down.
+            Err(_) => false,
+        }
     }
 
     /// The shim's socket has closed.
@@ -265,9 +348,9 @@ impl Launch {
         }
         match before {
             State::Going(_) => {}
-            // It was told to leave.
+            // It was told to leave, perhaps because it failed.
             State::Disarming | State::Arming { disarmed: true } => {
-                self.started_nothing(inner, None).await;
+                self.started_nothing(inner, heard.failed).await;
                 return None;
             }
             // It was never told to start anything, and now nobody can tell it any more.
@@ -306,9 +389,10 @@ impl Launch {
     pub(super) async fn settle(&self, inner: &Inner, known: Known) -> Result<io::Result<Settled>, JoinError> {
         let directory = self.directory.clone();
         let launch = self.id;
+        let groups = inner.limits.groups.clone();
         let events = inner.events.clone();
         let unkillable = move |pids| drop(events.blocking_send(Event::Unkillable { launch, pids }));
-        blocking(move || settle::settle(&directory, launch, known, &unkillable)).await
+        blocking(move || settle::settle(&directory, launch, known, groups.as_ref(), &unkillable)).await
     }
 
     /// Waits until the shim's process is gone, and its orphans with it where the spawner sees to them. Returns why it went when

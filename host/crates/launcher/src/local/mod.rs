@@ -7,6 +7,7 @@
 mod control;
 mod directory;
 mod launch;
+mod patience;
 mod recover;
 mod settle;
 mod spawner;
@@ -146,6 +147,16 @@ impl Inner {
         Ok(spawner.clone())
     }
 
+    /// Has another spawner started for the launches to come: this one does not do what it is asked. It goes on looking after the
+    /// shims that it has.
+    async fn give_up_on(&self, spawner: &Spawner) -> std::io::Result<()> {
+        let mut current = self.spawner.lock().await;
+        if current.is(spawner) {
+            *current = Spawner::start(&self.program, tell_fate(&self.launches))?;
+        }
+        Ok(())
+    }
+
     fn launches(&self) -> MutexGuard<'_, HashMap<LaunchId, Arc<Launch>>> {
         self.launches.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -208,7 +219,11 @@ impl Launcher for LocalLauncher {
         let Some(entry) = self.inner.find(launch) else { return };
         let mut state = entry.state();
         match &mut *state {
-            State::Preparing { disarmed } | State::Arming { disarmed } => *disarmed = true,
+            State::Preparing { disarmed } => *disarmed = true,
+            State::Arming { disarmed } => {
+                *disarmed = true;
+                entry.wake();
+            }
             State::Prepared(_) => {
                 *state = State::Over;
                 drop(state);
@@ -218,6 +233,7 @@ impl Launcher for LocalLauncher {
             State::Ready(control) => {
                 control.close();
                 *state = State::Disarming;
+                entry.wake();
             }
             State::Disarming | State::Going(_) | State::StartedNothing | State::Over => {}
         }
@@ -239,7 +255,11 @@ impl Launcher for LocalLauncher {
         let Some(entry) = self.inner.find(launch) else { return };
         if matches!(*entry.state(), State::StartedNothing) {
             self.inner.launches().remove(&launch);
-            self.inner.runtime.spawn_blocking(move || directory::remove(&entry.directory));
+            let inner = Arc::clone(&self.inner);
+            self.inner.runtime.spawn_blocking(move || {
+                settle::remove_group(&entry.directory, launch, inner.limits.groups.as_ref());
+                directory::remove(&entry.directory);
+            });
             return;
         }
         self.say(launch, &Request::Confirm);

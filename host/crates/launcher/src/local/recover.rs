@@ -12,8 +12,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::Inner;
 use super::control::Control;
-use super::directory::milliseconds;
+use super::directory::{milliseconds, restore_access};
 use super::launch::{Launch, State, blocking, open_directory};
+use super::patience::ANSWER_TIMEOUT;
 use super::settle::Settled;
 use crate::launch::{AdoptedPhase, Event, Settlement, Unsettled};
 use crate::processes::pidfd_open;
@@ -21,9 +22,9 @@ use crate::rules::Known;
 use crate::watch::Watch;
 use crate::wire::{Lines, Phase, Report, Request, VERSION, file};
 
-/// How long a shim may take to answer before the host says that it does not. It goes on waiting: a machine that is busy or has
-/// just woken up is no evidence.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Where nothing tells of a change, it is looked for again after this long. Longer than [`ANSWER_TIMEOUT`], after which it is said
+/// what is being waited for.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A shim's answer to the handshake.
 struct Adopted {
@@ -43,6 +44,8 @@ impl Launch {
 
     /// Asks the shim, else takes its lock, else waits until one of the two can be done.
     pub(super) async fn search(self: Arc<Self>, inner: &Arc<Inner>, mut known: Known) {
+        let launch = self.id;
+        let mut told = String::new();
         loop {
             // Before the shim is asked, so that its socket is not missed: it makes one when it has seen its host go.
             let names = Watch::names(&self.directory);
@@ -52,24 +55,29 @@ impl Launch {
                     None => return,
                 }
             }
-            let launch = self.id;
-            let holder = match self.settle(inner, known).await {
+            let (holder, why) = match self.settle(inner, known).await {
                 Ok(Ok(Settled::Yes(Settlement::NotStarted { reason }))) => {
                     return self.started_nothing(inner, reason).await;
                 }
                 Ok(Ok(Settled::Yes(settlement))) => return inner.settle(launch, settlement).await,
-                Ok(Ok(Settled::LockHeldBy(holder))) => holder,
-                Ok(Err(error)) => {
-                    tracing::error!(%launch, %error, "cannot read what became of a launch; it is tried again");
-                    0
+                Ok(Ok(Settled::LockHeldBy(holder))) => (holder, silent(holder)),
+                Ok(Err(error))
+                    if error.kind() == io::ErrorKind::PermissionDenied && restore_access(&self.directory) =>
+                {
+                    continue;
                 }
+                Ok(Err(error)) => (0, format!("what became of it cannot be read: {error}")),
                 // The runtime is shutting down.
                 Err(_) => return,
             };
             let waiting = wait_for_change(holder, names);
             tokio::pin!(waiting);
             if tokio::time::timeout(ANSWER_TIMEOUT, &mut waiting).await.is_err() {
-                inner.report(Event::Unresponsive { launch, shim_pid: holder }).await;
+                // Again only when it is something else.
+                if told != why {
+                    told.clone_from(&why);
+                    inner.report(Event::Unresponsive { launch, shim_pid: holder, why }).await;
+                }
                 waiting.await;
             }
         }
@@ -102,7 +110,8 @@ impl Launch {
         match tokio::time::timeout(ANSWER_TIMEOUT, &mut answer).await {
             Ok(answer) => answer,
             Err(_) => {
-                inner.report(Event::Unresponsive { launch: self.id, shim_pid }).await;
+                let why = silent(shim_pid);
+                inner.report(Event::Unresponsive { launch: self.id, shim_pid, why }).await;
                 answer.await
             }
         }
@@ -114,20 +123,34 @@ impl Launch {
 async fn wait_for_change(holder: i32, names: io::Result<Watch>) {
     let Ok(names) = names else {
         // Not even watching works (a limit of inotify(7)): the only wait by the clock, in a case that needs a person.
-        return tokio::time::sleep(ANSWER_TIMEOUT).await;
+        return tokio::time::sleep(LOOK_AGAIN).await;
     };
     let holder = match holder {
         1.. => pidfd_open(holder),
         // The kernel names no holder for a lock from another pid namespace.
-        _ => return tokio::time::sleep(ANSWER_TIMEOUT).await,
+        _ => return tokio::time::sleep(LOOK_AGAIN).await,
     };
-    // One that cannot be opened went between the question and now.
-    let Ok(holder) = holder else { return };
+    let holder = match holder {
+        Ok(holder) => holder,
+        // It went between the question and now.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return,
+        // Too many open files, say, of which no event tells.
+        Err(_) => return tokio::time::sleep(LOOK_AGAIN).await,
+    };
     // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
-    let Ok(holder) = (unsafe { AsyncFd::register(holder) }) else { return };
+    let Ok(holder) = (unsafe { AsyncFd::register(holder) }) else {
+        return tokio::time::sleep(LOOK_AGAIN).await;
+    };
     tokio::select! {
         _ = holder.readable() => {}
         () = names.changed() => {}
+    }
+}
+
+fn silent(shim_pid: i32) -> String {
+    match shim_pid {
+        0 => "its shim holds its lock and does not answer".to_owned(),
+        _ => format!("its shim, process {shim_pid}, holds its lock and does not answer"),
     }
 }
 

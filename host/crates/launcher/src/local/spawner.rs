@@ -49,6 +49,11 @@ impl Spawner {
         !*self.lost.borrow()
     }
 
+    /// Whether both are handles of the same one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
+    }
+
     /// Resolves when the spawner is gone.
     pub(super) fn watch_lost(&self) -> watch::Receiver<bool> {
         self.lost.clone()

@@ -134,9 +134,27 @@ impl Bench {
         }
     }
 
-    /// The next event.
+    /// The next event, but for those that a busy machine alone may cause.
     pub async fn event(&mut self) -> Event {
+        loop {
+            match self.any_event().await {
+                Event::Unresponsive { .. } => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The next event of any kind.
+    pub async fn any_event(&mut self) -> Event {
         patiently(self.events.recv()).await.expect("the launcher lives")
+    }
+
+    /// Waits until the launcher says that a shim does not answer. Returns which one and why.
+    pub async fn silence(&mut self) -> (i32, String) {
+        match self.any_event().await {
+            Event::Unresponsive { shim_pid, why, .. } => (shim_pid, why),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Prepares and arms a launch.

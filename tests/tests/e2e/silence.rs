@@ -1,0 +1,88 @@
+//! A shim that is there and does not answer: its job says so, whoever asks is answered, and the line goes on where it can.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::json;
+use taxiway_tests::processes::{Process, shim_of};
+use taxiway_tests::{Bell, Gate, Place, Server, patiently, sh};
+
+/// A job that runs until its gate opens, and one that is armed behind it, whose shim is stopped.
+struct Stage {
+    server: Server,
+    gate: Gate,
+    runs: String,
+    armed: String,
+    shim: Process,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let server = Place::new().start().await;
+        let directory = server.place().path().to_owned();
+        let gate = Gate::new(&directory, "gate");
+        let mut bell = Bell::new(&directory, "bell");
+        let runs = server.submit(sh(&format!("{}; {}", bell.ring("up"), gate.wait()))).await.id().to_owned();
+        bell.heard().await;
+        let armed = server.submit(sh("exit 7")).await.id().to_owned();
+        let shim = shim_of(&server.place().jobs_dir(), &armed).await;
+        shim.signal(libc::SIGSTOP);
+        Self { server, gate, runs, armed, shim }
+    }
+}
+
+/// Waits until a job says why it does not go on.
+async fn is_silent(server: &Server, id: &str) {
+    patiently("a reason", async {
+        while server.job(id).await.reason() != Some("shim_unresponsive") {
+            // No event tells of a reason.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_armed_job_whose_shim_is_stopped_can_be_cancelled_and_the_line_goes_on() {
+    let Stage { server, mut gate, runs, armed, shim } = Stage::set().await;
+    let mut events = server.events().await;
+    assert_eq!(server.operate(&armed, "cancel").await.expect(200).job().state(), "cancelled");
+    shim.wait();
+    gate.open();
+    assert_eq!(events.end_of(&runs).await, "completed");
+    let next = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(next.id()).await, "completed");
+}
+
+#[tokio::test]
+async fn a_job_that_was_told_to_start_says_that_its_shim_does_not_answer_until_it_does() {
+    let Stage { server, mut gate, armed, shim, .. } = Stage::set().await;
+    let mut events = server.events().await;
+    gate.open();
+    is_silent(&server, &armed).await;
+    assert_eq!(server.job(&armed).await.state(), "pending");
+    shim.signal(libc::SIGCONT);
+    assert_eq!(events.end_of(&armed).await, "failed");
+    let job = server.job(&armed).await;
+    assert_eq!((job.exit_code(), job.reason()), (Some(7), None));
+}
+
+#[tokio::test]
+async fn what_an_earlier_service_has_armed_and_does_not_answer_is_explained_and_settled_when_it_can_be() {
+    let Stage { server, mut gate, runs, armed, shim } = Stage::set().await;
+    let server = server.kill().await.start().await;
+    let mut events = server.events().await;
+    is_silent(&server, &armed).await;
+    let cancel = server.request(Method::POST, &format!("/api/v1/jobs/{armed}/cancel")).json(&json!({}));
+    let problem = cancel.send().await.expect(503).problem();
+    assert_eq!(problem["code"], "shim-unresponsive", "{problem}");
+    // Others do not wait for it: their lane is another one.
+    let other = server.submit(json!({"command": ["true"], "gpus": 0})).await;
+    assert_eq!(events.end_of(other.id()).await, "completed");
+    shim.signal(libc::SIGCONT);
+    gate.open();
+    assert_eq!(events.end_of(&runs).await, "completed");
+    assert_eq!(events.end_of(&armed).await, "failed");
+    let job = server.job(&armed).await;
+    assert_eq!((job.exit_code(), job.json["attempt"].as_u64()), (Some(7), Some(1)));
+}
