@@ -91,8 +91,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         jobs_dir: settings.jobs_dir(),
         min_free_disk: settings.config.launcher.min_free_disk,
         hooks: Arc::new(Plugins { admission: admission.clone(), plugins: plugins.clone(), gpus: gpus.clone() }),
-        slots: slots(&gpus),
-        without_slots: gpus.unusable().map(str::to_owned),
+        slots: slots(gpus.slots()),
+        without_slots: gpus.uncounted_at_start().map(ToString::to_string),
         gpus: Arc::new(gpus.clone()),
         faults: gpus.faults().context("somebody else listens to the GPUs")?,
         cpu_slots: settings.config.queue.cpu_slots as usize,
@@ -186,18 +186,22 @@ pub(crate) async fn inventory(settings: &Settings) -> anyhow::Result<Inventory> 
     Ok(Inventory::open(settings).await?)
 }
 
-fn slots(gpus: &Inventory) -> Vec<SlotGpu> {
+fn slots(slots: &[gpu::SlotGpu]) -> Vec<SlotGpu> {
     let slot = |slot: &gpu::SlotGpu| SlotGpu {
         uuid: slot.uuid().map(str::to_owned),
         whole: slot.gpu().and_then(|gpu| Some(gpu.instance.as_ref()?.1.clone())),
         label: slot.to_string(),
         memory_total_bytes: slot.gpu().map_or(0, |gpu| gpu.memory_total_bytes),
     };
-    gpus.slots().iter().map(slot).collect()
+    slots.iter().map(slot).collect()
 }
 
 #[async_trait]
 impl Gpus for Inventory {
+    async fn count(&self) -> Result<Vec<SlotGpu>, String> {
+        self.count().await.map(slots).map_err(|error| error.to_string())
+    }
+
     async fn look(&self, uuids: &[String], ours: &[LaunchId], again: bool) -> Looked {
         self.look(uuids, ours, again).await
     }

@@ -72,6 +72,11 @@ impl Client {
         self.request(Method::POST, &format!("/api/v1{path}")).json(body).send().await
     }
 
+    /// PATCH of JSON to a path below `/api/v1`.
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.request(Method::PATCH, &format!("/api/v1{path}")).json(body).send().await
+    }
+
     /// POST without a body to a path below `/api/v1`.
     pub async fn post_nothing(&self, path: &str) -> Answer {
         self.request(Method::POST, &format!("/api/v1{path}")).send().await

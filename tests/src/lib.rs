@@ -9,6 +9,7 @@
 //! Everything here panics when something goes wrong: that is how a test fails.
 
 mod client;
+mod disk;
 mod events;
 mod fifo;
 mod gpus;
@@ -24,6 +25,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use client::{Answer, Client, Connection, Request, Streaming};
+pub use disk::{Disk, Refusal, SmallDisk};
 pub use events::{Event, Events};
 pub use fifo::{Bell, Gate};
 pub use job::{Job, sh};

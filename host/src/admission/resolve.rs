@@ -166,7 +166,7 @@ fn check_command(arguments: &[String], problems: &mut Vec<Problem>) {
 
 fn check_gpus(spec: &JobSpec, gpus: &Inventory, problems: &mut Vec<Problem>) {
     let slots = gpus.slot_count();
-    if gpus.unusable().is_some() {
+    if !gpus.are_counted() {
         // Nobody can tell what would be too much: the job waits until the GPUs can be counted.
         return;
     }
@@ -238,23 +238,25 @@ fn check_spec(spec: &JobSpec, problems: &mut Vec<Problem>) {
     }
     if let Some(external_id) = &spec.external_id {
         let characters = external_id.chars().count();
-        if characters == 0 || characters > EXTERNAL_ID_CHARACTERS || external_id.chars().any(char::is_control) {
+        if characters == 0 || characters > EXTERNAL_ID_CHARACTERS || external_id.chars().any(taxiway_job::is_unseen) {
             let message = format!(
-                "`external_id` has {characters} characters; it has 1 to {EXTERNAL_ID_CHARACTERS}, and no control characters"
+                "`external_id` has {characters} characters; it has 1 to {EXTERNAL_ID_CHARACTERS}, and no control characters or marks that turn the direction of writing"
             );
             problems.push(error("bad-external-id", message));
         }
     }
-    let too_long = |text: &str| text.chars().count() > NAME_CHARACTERS || text.chars().any(char::is_control);
+    let too_long = |text: &str| text.chars().count() > NAME_CHARACTERS || text.chars().any(taxiway_job::is_unseen);
     if too_long(&spec.name) {
-        let message = format!("`name` has at most {NAME_CHARACTERS} characters, and no control characters");
+        let message = format!(
+            "`name` has at most {NAME_CHARACTERS} characters, and no control characters or marks that turn the direction of writing"
+        );
         problems.push(error("bad-name", message));
     }
     if let Some((name, _)) =
         spec.labels.iter().find(|(name, value)| name.is_empty() || too_long(name) || too_long(value))
     {
         let message = format!(
-            "the label `{}` must have 1 to {NAME_CHARACTERS} characters, its value at most as many",
+            "the label `{}` must have 1 to {NAME_CHARACTERS} characters, its value at most as many, and neither has control characters or marks that turn the direction of writing",
             name.escape_default()
         );
         problems.push(error("bad-label", message));

@@ -133,6 +133,11 @@ impl From<QueueError> for Refused {
                 refused.0.state = Some(state);
                 refused
             }
+            QueueError::TimeIsUp(_) => {
+                let mut refused = Self::new(StatusCode::CONFLICT, "time-is-up", error.to_string());
+                refused.0.state = Some(taxiway_job::State::Running);
+                refused
+            }
             QueueError::Changed(_) => Self::new(StatusCode::PRECONDITION_FAILED, "changed", error.to_string()),
             QueueError::NotInLine(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not-in-line", error.to_string()),
             QueueError::Circle(_) => Self::problems("rejected", vec![problem("", "circle", error.to_string())]),

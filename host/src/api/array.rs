@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 use taxiway_job::Problem;
 
 use super::answer::problem;
-use super::submission::pointer;
 use super::wire::{Array, Submission};
+use super::wrong_type::pointer;
 
 /// Members of one array: what a transaction holds (DESIGN §3).
 const MOST: usize = 1000;

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::Api;
 use super::answer::Refused;
+use super::wrong_type::{self, Unread};
+use super::{Api, submission};
 
 /// Bytes of a body (16 MiB). Configurations are kilobytes; one with its dataset's index inside was seen to have 3 MiB.
 pub(super) const LIMIT: usize = 16 << 20;
@@ -27,10 +28,16 @@ pub(super) async fn merge_patch(headers: &HeaderMap, body: Body) -> Result<Map<S
         is_json(headers)?;
     }
     let bytes = read(body, LIMIT).await?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let what = if error.is_data() { "a change of a job is a JSON object" } else { "the body is not JSON" };
-        Refused::new(StatusCode::BAD_REQUEST, "malformed-json", format!("{what}: {error}"))
-    })
+    let patch = serde_json::from_slice(&bytes).map_err(|error| {
+        let detail = if error.is_data() {
+            "a change of a job is a JSON object of the fields to change".to_owned()
+        } else {
+            format!("the body is not JSON: {error}")
+        };
+        Refused::new(StatusCode::BAD_REQUEST, "malformed-json", detail)
+    })?;
+    submission::unaltered(&bytes)?;
+    Ok(patch)
 }
 
 /// What a body says, if there is one: then it must be declared as JSON.
@@ -40,9 +47,14 @@ pub(super) async fn optional<T: DeserializeOwned>(headers: &HeaderMap, body: Bod
         return Ok(None);
     }
     is_json(headers)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        let what = if error.is_data() { "the body is not understood" } else { "the body is not JSON" };
-        Refused::new(StatusCode::BAD_REQUEST, "malformed-json", format!("{what}: {error}"))
+    wrong_type::read(&bytes).map(Some).map_err(|error| match error {
+        Unread::NotJson(error) => {
+            Refused::new(StatusCode::BAD_REQUEST, "malformed-json", format!("the body is not JSON: {error}"))
+        }
+        Unread::Wrong(what) => {
+            let detail = format!("the body is not understood: {what}");
+            Refused::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
+        }
     })
 }
 

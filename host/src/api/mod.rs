@@ -20,6 +20,7 @@ pub mod socket;
 mod submission;
 mod token;
 pub mod wire;
+mod wrong_type;
 
 use std::sync::Arc;
 

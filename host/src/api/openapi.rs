@@ -48,6 +48,12 @@ fn operation(route: &Route) -> Value {
             "description": "The same key with the same request is answered with what it came to the first time",
         }));
     }
+    if route.takes_if_match() {
+        parameters.push(json!({
+            "name": "If-Match", "in": "header", "schema": {"type": "string"},
+            "description": "The ETag of the job as it was read: 412 when it was changed since",
+        }));
+    }
     let (status, content) = match (route.path, route.answer) {
         ("/api/v1/jobs", Some(name)) if route.method == "post" => ("201", either_content(name, "SubmittedArray")),
         (_, Some(name)) => ("200", schema_content(name)),
@@ -178,6 +184,9 @@ fn schemas() -> Value {
         "handover": {"type": ["object", "null"]},
     });
     // By themselves, as below.
+    let gpu_uuids = |what: &str| json!({"type": "array", "items": {"type": "string"}, "description": what});
+    job["gpu_uuids"] = gpu_uuids("those it has or had; before it has any, those it asked for");
+    job["requested_gpu_uuids"] = gpu_uuids("the only ones it may have, as asked for; empty for any");
     job["array_id"] = json!({"type": ["string", "null"], "format": "uuid"});
     job["array_index"] = json!({"type": ["integer", "null"], "minimum": 0});
     job["array_params"] = json!({"type": ["object", "null"]});

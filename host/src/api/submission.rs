@@ -7,12 +7,12 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-use serde_path_to_error::{Path, Segment};
-use taxiway_job::{JobId, Problem, Terms};
+use taxiway_job::{JobId, OutOfRange, Problem, Terms};
 
 use super::answer::{Refused, problem};
 use super::array;
 use super::wire::Submission;
+use super::wrong_type::{self, pointer};
 use crate::admission::Draft;
 use crate::config::{keys_of, nearest};
 
@@ -38,7 +38,22 @@ pub(super) fn parse(body: &[u8]) -> Result<Submission, Refused> {
 pub(super) fn parse_one(body: &[u8], before: Before<'_>) -> Result<Submission, Refused> {
     is_object(body)?;
     let submission: Submission = serde_json::from_slice(body).map_err(|error| diagnose(body, &error))?;
+    unaltered(body)?;
     checked(submission, before)
+}
+
+/// Refuses a body with numbers that would not arrive as they were sent. Call it with what is JSON.
+///
+/// # Errors
+/// 422 with each of them.
+pub(super) fn unaltered(body: &[u8]) -> Result<(), Refused> {
+    let altered: Vec<Problem> = taxiway_job::out_of_range(body).iter().map(number_out_of_range).collect();
+    if altered.is_empty() { Ok(()) } else { Err(Refused::problems("invalid-submission", altered)) }
+}
+
+/// The problem of one such number.
+pub(super) fn number_out_of_range(found: &OutOfRange) -> Problem {
+    problem(&found.path, "number-out-of-range", found.to_string())
 }
 
 /// The ids that the jobs before one in its batch will have, in their order; none outside of a batch.
@@ -155,9 +170,9 @@ fn diagnose(body: &[u8], error: &serde_json::Error) -> Refused {
             problems.push(unknown_field(&path, &name, known));
             continue;
         }
-        let field = Value::Object(Map::from_iter([(name, value)]));
-        if let Err(error) = serde_path_to_error::deserialize::<_, Submission>(field) {
-            problems.push(wrong_type(&path, &error));
+        let field = Value::Object(Map::from_iter([(name.clone(), value)]));
+        if let Err(error) = serde_path_to_error::deserialize::<_, Submission>(&field) {
+            problems.push(wrong_type(&name, &field, &error));
         }
     }
     if problems.is_empty() {
@@ -176,39 +191,27 @@ fn unknown_field(path: &str, name: &str, known: &[&str]) -> Problem {
     found
 }
 
-fn wrong_type(field: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
-    let text = error.inner().to_string();
-    // Serde cannot say more of a value that may have several forms.
-    let message = match field {
-        "/command" if error.path().iter().count() == 1 => {
-            "`command` is a list of arguments like [\"python3\", \"train.py\"]; no shell reads it".to_owned()
-        }
-        "/gpus" | "/priority" => format!("`{}` is a whole number", &field[1..]),
-        "/env" if text.contains("untagged") => "a variable's value is a text or {\"secret\": \"text\"}".to_owned(),
-        "/gpu_memory" if text.contains("untagged") => "a size is a text like \"24GiB\" or a number of bytes".to_owned(),
-        "/time_limit" | "/grace" if text.contains("untagged") => {
-            "a duration is a text like \"2h30m\" or a number of seconds".to_owned()
-        }
-        _ => text,
+fn wrong_type(name: &str, field: &Value, error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    let path = wrong_type::pointer_of(error.path());
+    let value = field.pointer(&path).unwrap_or(field);
+    // Where serde cannot say what is wanted: of a value that may have several forms, or is to be written in some way.
+    let whole = error.path().iter().count() == 1;
+    let wanted = match name {
+        "command" if whole => Some("a list of arguments like [\"python3\", \"train.py\"], which no shell reads"),
+        "gpus" => Some("a whole number, 0 or more"),
+        "priority" => Some("a whole number from -100 to 100"),
+        "env" if whole => Some("an object of variables and their values"),
+        "env" => Some("a text or {\"secret\": \"text\"}"),
+        "gpu_memory" => Some("a size: a text like \"24GiB\", or a number of bytes"),
+        "time_limit" | "grace" => Some("a duration: a text like \"2h30m\", or a number of seconds"),
+        "not_before" => Some("a time: a text like \"2026-01-31T12:00:00Z\""),
+        "config" => Some("an object"),
+        "after" | "after_any" | "gpu_uuids" if whole => Some("a list of texts"),
+        "config_format" => Some("\"json\", \"yaml\" or \"toml\""),
+        _ => None,
     };
-    problem(&pointer_of(error.path()), "wrong-type", message)
-}
-
-fn pointer_of(path: &Path) -> String {
-    let segments: Vec<String> = path
-        .iter()
-        .filter_map(|segment| match segment {
-            Segment::Seq { index } => Some(index.to_string()),
-            Segment::Map { key } => Some(key.clone()),
-            Segment::Enum { .. } | Segment::Unknown => None,
-        })
-        .collect();
-    pointer(segments.iter().map(String::as_str))
-}
-
-/// A JSON Pointer (RFC 6901).
-pub(super) fn pointer<'a>(segments: impl IntoIterator<Item = &'a str>) -> String {
-    segments.into_iter().map(|segment| format!("/{}", segment.replace('~', "~0").replace('/', "~1"))).collect()
+    let text = error.inner().to_string();
+    problem(&path, "wrong-type", wrong_type::sentence(&wrong_type::name_of(error.path()), value, &text, wanted))
 }
 
 /// What is too much for one job, whatever it says. What is wrong with it otherwise, admission finds, together with what
@@ -331,6 +334,31 @@ mod tests {
         let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
         assert_eq!(paths, ["/command/1", "/gpus", "/env/A", "/time_limit", "/labels/a", "/config"]);
         assert!(found.iter().all(|(_, code, _)| code == "wrong-type"), "{found:?}");
+    }
+
+    #[test]
+    fn a_number_that_would_be_altered_is_refused_where_it_stands() {
+        let found = problems(r#"{"command": ["a"], "config": {"seed": 36893488147419103232, "lr": 1e30}}"#);
+        assert_eq!(found, [("/config/seed".into(), "number-out-of-range".into(), None)]);
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_with_the_field_what_came_and_what_is_wanted() {
+        for (body, message) in [
+            (r#"{"name": 7}"#, "`name` is the number 7; it should be a text"),
+            (r#"{"hold": "yes"}"#, "`hold` is the text \"yes\"; it should be true or false"),
+            (r#"{"labels": {"team": null}}"#, "`labels.team` is null; it should be a text"),
+            (r#"{"gpus": -1}"#, "`gpus` is the number -1; it should be a whole number, 0 or more"),
+            (r#"{"config": []}"#, "`config` is a list; it should be an object"),
+            (r#"{"command": ["a", 1]}"#, "`command[1]` is the number 1; it should be a text"),
+            (
+                r#"{"time_limit": []}"#,
+                "`time_limit` is a list; it should be a duration: a text like \"2h30m\", or a number of seconds",
+            ),
+        ] {
+            let refused = parse(body.as_bytes()).expect_err("refused");
+            assert_eq!(refused.document().problems[0].message, message, "{body}");
+        }
     }
 
     #[test]

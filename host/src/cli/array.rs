@@ -28,6 +28,13 @@ pub(super) fn values(text: &str) -> Result<(String, Vec<Value>), String> {
         .split_once('=')
         .filter(|(key, _)| !key.is_empty())
         .ok_or_else(|| "write it like lr=0.1,0.01".to_owned())?;
+    let altered = |text: &str| {
+        let is_json = serde_json::from_str::<Value>(text).is_ok();
+        is_json.then(|| taxiway_job::out_of_range(text.as_bytes()).first().map(ToString::to_string)).flatten()
+    };
+    if let Some(why) = altered(list).or_else(|| list.split(',').find_map(altered)) {
+        return Err(why);
+    }
     let values = match serde_json::from_str(list) {
         Ok(Value::Array(values)) => values,
         _ if list.starts_with(['[', '{']) => {
@@ -36,6 +43,22 @@ pub(super) fn values(text: &str) -> Result<(String, Vec<Value>), String> {
         _ => list.split(',').map(|one| serde_json::from_str(one).unwrap_or_else(|_| Value::from(one))).collect(),
     };
     Ok((key.to_owned(), values))
+}
+
+/// The lists by their keys, each of which is given once: a second list would take the place of the first.
+pub(super) fn params(lists: Vec<(String, Vec<Value>)>) -> anyhow::Result<Map<String, Value>> {
+    let mut params = Map::new();
+    for (key, values) in lists {
+        let values = Value::Array(values);
+        if let Some(first) = params.insert(key.clone(), values) {
+            let given = first.as_array().map_or(0, Vec::len);
+            anyhow::bail!(
+                "--array {} is given twice: put all its values into one list ({given} are in the first)",
+                printable(&key)
+            );
+        }
+    }
+    Ok(params)
 }
 
 /// Values for people: `lr=0.1 seed=1`.
@@ -144,7 +167,9 @@ mod tests {
         assert_eq!(read("lr=0.1,1e-2"), Ok(("lr".into(), json!([0.1, 0.01]))));
         assert_eq!(read("opt=adam,sgd,null,true"), Ok(("opt".into(), json!(["adam", "sgd", null, true]))));
         assert_eq!(read("/model/layers=[[64],[64,64]]"), Ok(("/model/layers".into(), json!([[64], [64, 64]]))));
-        for wrong in ["lr", "=1", "a=[1", "a={}"] {
+        let twice = params(vec![("lr".into(), vec![1.into()]), ("lr".into(), vec![2.into()])]);
+        assert!(twice.is_err_and(|error| error.to_string().contains("given twice")));
+        for wrong in ["lr", "=1", "a=[1", "a={}", "a=1,18446744073709551616", "a=[[18446744073709551616]]"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

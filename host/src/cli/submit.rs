@@ -178,10 +178,10 @@ impl Submit {
             let on = if self.retry_on.is_empty() { default.on } else { self.retry_on };
             Retries { max, backoff: self.retry_backoff.unwrap_or(default.backoff), on }
         });
-        let array = (!self.arrays.is_empty()).then(|| Array {
-            params: self.arrays.into_iter().map(|(key, values)| (key, Value::Array(values))).collect(),
-            max_parallel: self.max_parallel,
-        });
+        let array = match self.arrays.is_empty() {
+            true => None,
+            false => Some(Array { params: array::params(self.arrays)?, max_parallel: self.max_parallel }),
+        };
         Ok(Submission {
             command: (!self.command.is_empty()).then_some(self.command),
             profile: self.profile,
@@ -302,12 +302,12 @@ pub(super) fn moment(text: &str) -> Result<Time, String> {
 /// The configuration that `given` names or is.
 pub(super) fn read_config(given: &str) -> anyhow::Result<Map<String, Value>> {
     if given.trim_start().starts_with('{') {
-        return object(serde_json::from_str(given).context("--config is not JSON")?);
+        return json_object(given, "--config");
     }
     if given == "-" {
         let text =
             std::io::read_to_string(std::io::stdin()).context("cannot read the configuration from standard input")?;
-        return object(serde_json::from_str(&text).context("standard input is not JSON")?);
+        return json_object(&text, "standard input");
     }
     let text = std::fs::read_to_string(given)
         .with_context(|| format!("cannot read {given}: --config takes a file, or JSON that begins with {{"))?;
@@ -315,8 +315,17 @@ pub(super) fn read_config(given: &str) -> anyhow::Result<Map<String, Value>> {
     match extension.to_ascii_lowercase().as_str() {
         "toml" => object(toml::from_str::<Value>(&text).with_context(|| format!("{given} is not TOML"))?),
         "yaml" | "yml" => bail!("{given} is YAML, which is not read here: give it as JSON or TOML"),
-        _ => object(serde_json::from_str(&text).with_context(|| format!("{given} is not JSON"))?),
+        _ => json_object(&text, given),
     }
+}
+
+/// The object that a JSON text is, unless some number of it would be altered on its way.
+fn json_object(text: &str, whence: &str) -> anyhow::Result<Map<String, Value>> {
+    let value = serde_json::from_str(text).with_context(|| format!("{whence} is not JSON"))?;
+    if let Some(found) = taxiway_job::out_of_range(text.as_bytes()).first() {
+        bail!("{whence}: {}: {found}", found.path);
+    }
+    object(value)
 }
 
 fn object(value: Value) -> anyhow::Result<Map<String, Value>> {
@@ -331,6 +340,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_number_that_would_be_altered_is_refused_before_it_is_sent() {
+        let error = read_config(r#"{"seed": 36893488147419103232}"#).expect_err("refused").to_string();
+        assert!(error.contains("/seed") && error.contains("36893488147419103232"), "{error}");
+    }
 
     #[test]
     fn a_configuration_is_read_from_text_json_and_toml() {

@@ -110,7 +110,7 @@ pub(super) fn table(
 
 /// Text of others, without what a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
+    text.chars().map(|c| if taxiway_job::is_unseen(c) { '\u{FFFD}' } else { c }).collect()
 }
 
 /// How long ago, in one unit: `42s`, `7m`, `3h`, `12d`.
@@ -162,5 +162,6 @@ mod tests {
     #[test]
     fn a_job_s_name_cannot_drive_the_terminal() {
         assert_eq!(printable("a\x1b[31mb"), "a\u{FFFD}[31mb");
+        assert_eq!(printable("gnp.\u{202E}exe"), "gnp.\u{FFFD}exe");
     }
 }

@@ -49,6 +49,9 @@ pub struct ServerSection {
     pub allowed_hosts: Vec<String>,
     /// The URL under which people reach the service, when it is not the listener's.
     pub public_url: Option<String>,
+    /// Whether tokens of scope `submit` may submit commands of their own, and not only under profiles (false): a command can do
+    /// whatever the service's user can.
+    pub allow_commands: bool,
 }
 
 impl Default for ServerSection {
@@ -60,6 +63,7 @@ impl Default for ServerSection {
             behind_proxy: false,
             allowed_hosts: Vec::new(),
             public_url: None,
+            allow_commands: false,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The GPUs of this machine: which there are, whether they are free, and what stands in for them where there are none.
 //!
 //! NVML is loaded at run time. Where its library is missing, or knows no GPU, the machine has *virtual* slots: jobs run one
-//! after another all the same, and nothing of CUDA is set for them.
+//! after another all the same, and nothing of CUDA is set for them. Where the library is there and does not work, nobody knows
+//! what there is: there are no slots until it does ([`open`]).
 //!
 //! A call of NVML may take milliseconds, and for good when the driver hangs. One thread makes all of them ([`reader`]), so that
 //! neither the runtime nor a second caller is ever stuck with it. A question that finds no answer is answered as if the GPU
@@ -12,6 +13,7 @@ mod fault;
 mod look;
 mod not_free;
 mod nvml;
+mod open;
 mod process;
 mod reader;
 mod select;
@@ -21,7 +23,7 @@ mod telemetry;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -34,9 +36,9 @@ pub use fault::{Fault, Trouble};
 use look::{Conditions, Reading};
 pub use look::{Look, Looked};
 pub use not_free::NotFree;
+use nvml::Readings;
 pub use nvml::{Gpu, ReadError};
-use nvml::{Library, Readings, Source};
-use process::Processes;
+pub use open::{OpenError, Uncounted};
 use reader::Reader;
 pub use series::Sample;
 pub use status::{Process, Status};
@@ -45,9 +47,6 @@ use telemetry::Telemetry;
 
 /// Names another NVML library than the system's, for tests; empty: none, so that the machine has virtual slots.
 pub const NVML_LIBRARY_VARIABLE: &str = "TAXIWAY_NVML_LIBRARY";
-
-/// How long NVML may take to begin: without persistence mode each GPU is initialised first, which takes seconds.
-const OPENING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How old a reading may be that submissions are judged by. They come in bursts, and a GPU that is read for each of a
 /// thousand has nothing new to say.
@@ -117,11 +116,12 @@ impl std::fmt::Display for SlotGpu {
 pub struct Inventory(Arc<Inner>);
 
 struct Inner {
-    slots: Vec<SlotGpu>,
-    /// The usable GPUs as found at the start.
-    gpus: Vec<Gpu>,
-    /// Why there is no slot: NVML is installed and does not work.
-    unusable: Option<String>,
+    /// None while NVML is installed and does not work: nobody knows what there is.
+    counted: OnceLock<Counted>,
+    /// Why they could not be counted at the start.
+    uncounted: Option<Uncounted>,
+    /// `gpu.use`
+    only: Vec<String>,
     reader: Option<Reader>,
     conditions: Conditions,
     /// The last look met with trouble that only a new session with NVML may end.
@@ -134,121 +134,42 @@ struct Inner {
     last: Mutex<Option<(Instant, Arc<[GpuView]>)>>,
 }
 
+/// What there is.
+struct Counted {
+    slots: Vec<SlotGpu>,
+    /// The usable GPUs as they were when they were counted.
+    gpus: Vec<Gpu>,
+}
+
 impl Inventory {
-    /// Looks for GPUs, for as long as NVML takes to begin: up to some seconds.
-    ///
-    /// # Errors
-    /// When the configuration names GPUs or a library and they cannot be had.
-    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
-        match settings.nvml_library.as_deref() {
-            Some(none) if none.as_os_str().is_empty() => Self::without_gpus(settings),
-            library => {
-                let source = Library::new(library);
-                Self::with_source(settings, source).await
-            }
-        }
-    }
-
-    async fn with_source(settings: Settings, source: impl Source + 'static) -> Result<Self, OpenError> {
-        let reader = Reader::spawn(source, reader::PATIENCE).map_err(OpenError::Thread)?;
-        let found = match reader.ask_for(OPENING_PATIENCE, |readings| readings.gpus()).await {
-            Ok(found) => found,
-            Err(error) => match (settings.nvml_library.clone(), error) {
-                (Some(library), source) => return Err(OpenError::Library { path: library, source }),
-                (None, ReadError::Absent(error)) => {
-                    tracing::debug!(error, "no NVML on this machine");
-                    Vec::new()
-                }
-                // A driver that was updated under a running kernel, most often.
-                (None, error) if settings.slots.is_none() => return Self::of_unusable(settings, &error),
-                (None, error) => {
-                    tracing::warn!(%error, "NVML is installed and does not work; gpu.slots says how many jobs may run all the same");
-                    Vec::new()
-                }
-            },
-        };
-        if found.is_empty() {
-            return Self::without_gpus(settings);
-        }
-        if settings.slots.is_some() {
-            tracing::warn!(
-                "gpu.slots is for machines without GPUs and is not used here; gpu.use says which GPUs to use"
-            );
-        }
-        let gpus = select::selected(found, &settings.only)?;
-        for gpu in &gpus {
-            tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU");
-        }
-        let slots = gpus.iter().map(|gpu| SlotGpu::Gpu(Box::new(gpu.clone()))).collect();
-        Ok(Self::assembled(settings, slots, gpus, Some(reader), None))
-    }
-
-    /// A machine with virtual slots.
-    pub(crate) fn without_gpus(settings: Settings) -> Result<Self, OpenError> {
-        if !settings.only.is_empty() {
-            return Err(OpenError::NoGpus { asked: settings.only.join(", ") });
-        }
-        let slots = (0..settings.slots.unwrap_or(1)).map(|index| SlotGpu::Virtual { index }).collect();
-        Ok(Self::assembled(settings, slots, Vec::new(), None, None))
-    }
-
-    /// A machine whose GPUs cannot be counted: nothing that needs one starts.
-    fn of_unusable(settings: Settings, error: &ReadError) -> Result<Self, OpenError> {
-        let why = format!(
-            "NVML is installed here and does not work ({error}): when `nvidia-smi` works again, start the service anew; gpu.slots = 1 has jobs run without GPUs"
-        );
-        tracing::error!("{why}");
-        Ok(Self::assembled(settings, Vec::new(), Vec::new(), None, Some(why)))
-    }
-
-    fn assembled(
-        settings: Settings,
-        slots: Vec<SlotGpu>,
-        gpus: Vec<Gpu>,
-        reader: Option<Reader>,
-        unusable: Option<String>,
-    ) -> Self {
-        let (telemetry, faults) = Telemetry::new();
-        Self(Arc::new(Inner {
-            slots,
-            gpus,
-            unusable,
-            reader,
-            conditions: Conditions {
-                min_free_memory: settings.min_free_memory,
-                ignore: settings.ignore,
-                processes: Processes::of_jobs_in(settings.jobs_dir.clone()),
-            },
-            begin_anew: AtomicBool::new(false),
-            telemetry,
-            faults: Mutex::new(Some(faults)),
-            jobs_dir: settings.jobs_dir,
-            last: Mutex::new(None),
-        }))
-    }
-
-    /// The slots that jobs can hold, as found at the start.
+    /// The slots that jobs can hold; none while they are not counted.
     #[must_use]
     pub fn slots(&self) -> &[SlotGpu] {
-        &self.0.slots
+        self.0.counted.get().map_or(&[], |counted| &counted.slots)
     }
 
     /// How many GPUs a job can ask for.
     #[must_use]
     pub fn slot_count(&self) -> u32 {
-        u32::try_from(self.0.slots.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.slots().len()).unwrap_or(u32::MAX)
     }
 
-    /// The usable GPUs as found at the start; empty where slots are virtual.
+    /// The usable GPUs as they were when they were counted; empty where slots are virtual.
     #[must_use]
     pub fn gpus(&self) -> &[Gpu] {
-        &self.0.gpus
+        self.0.gpus()
     }
 
-    /// Why there is no slot, when NVML is installed and does not work.
+    /// Why the GPUs could not be counted at the start.
     #[must_use]
-    pub fn unusable(&self) -> Option<&str> {
-        self.0.unusable.as_deref()
+    pub fn uncounted_at_start(&self) -> Option<&Uncounted> {
+        self.0.uncounted.as_ref()
+    }
+
+    /// Whether it is known what there is.
+    #[must_use]
+    pub fn are_counted(&self) -> bool {
+        self.0.counted.get().is_some()
     }
 
     /// What sampling finds wrong with GPUs, as it finds it. Only once: whoever asks first gets it.
@@ -264,7 +185,7 @@ impl Inventory {
     /// When NVML cannot say. Then nothing may be started on them.
     pub async fn views(&self, uuids: &[String]) -> Result<Vec<GpuView>, NotFree> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
-        let gpus: Vec<Gpu> = self.0.gpus.iter().filter(|gpu| uuids.contains(&gpu.uuid)).cloned().collect();
+        let gpus: Vec<Gpu> = self.0.gpus().iter().filter(|gpu| uuids.contains(&gpu.uuid)).cloned().collect();
         let inner = self.0.clone();
         reader.ask(move |readings| gpus.into_iter().map(|gpu| inner.view(readings, gpu)).collect()).await
     }
@@ -272,7 +193,7 @@ impl Inventory {
     /// All usable GPUs as plugins see them at submission, at most a second old. Where NVML cannot say, free memory is that of
     /// the start: a submission is not refused for it.
     pub async fn views_at_submit(&self) -> Arc<[GpuView]> {
-        if self.0.gpus.is_empty() {
+        if self.0.gpus().is_empty() {
             return Arc::new([]);
         }
         let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -281,7 +202,7 @@ impl Inventory {
         {
             return views;
         }
-        let uuids: Vec<String> = self.0.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+        let uuids: Vec<String> = self.0.gpus().iter().map(|gpu| gpu.uuid.clone()).collect();
         match self.views(&uuids).await {
             Ok(views) => {
                 let views: Arc<[GpuView]> = views.into();
@@ -290,7 +211,7 @@ impl Inventory {
             }
             Err(error) => {
                 tracing::warn!(%error, "submissions are judged by the GPUs as they were at the start");
-                self.0.gpus.iter().map(|gpu| view(gpu.clone(), gpu.memory_free_bytes)).collect()
+                self.0.gpus().iter().map(|gpu| view(gpu.clone(), gpu.memory_free_bytes)).collect()
             }
         }
     }
@@ -310,8 +231,12 @@ impl Inventory {
 }
 
 impl Inner {
+    fn gpus(&self) -> &[Gpu] {
+        self.counted.get().map_or(&[], |counted| &counted.gpus)
+    }
+
     fn gpu(&self, uuid: &str) -> Option<&Gpu> {
-        self.gpus.iter().find(|gpu| gpu.uuid == uuid)
+        self.gpus().iter().find(|gpu| gpu.uuid == uuid)
     }
 
     /// The launch's own directory, in which its log is.
@@ -384,46 +309,6 @@ fn view(gpu: Gpu, memory_free: u64) -> GpuView {
         compute_capability: gpu.compute_capability,
         details,
     }
-}
-
-/// The GPUs that the configuration asks for cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The named library does not load or begin.
-    #[error("could not use the NVML library {}: {source}", path.display())]
-    Library {
-        /// The library.
-        path: PathBuf,
-        /// What the loader or NVML says.
-        source: ReadError,
-    },
-    /// GPUs are named and the machine has none, or none that NVML can tell of.
-    #[error(
-        "gpu.use names {asked}, but NVML finds no GPU here; check `nvidia-smi -L`, or remove gpu.use to run without GPUs"
-    )]
-    NoGpus {
-        /// What gpu.use says.
-        asked: String,
-    },
-    /// None of the named GPUs is there.
-    #[error("gpu.use names {asked}, but the GPUs of this machine are {found}")]
-    UnknownGpus {
-        /// What gpu.use says.
-        asked: String,
-        /// Index and UUID of each GPU.
-        found: String,
-    },
-    /// One name fits several GPUs.
-    #[error("`{asked}` in gpu.use fits more than one GPU: {found}; write more of the UUID")]
-    AmbiguousGpu {
-        /// What gpu.use says.
-        asked: String,
-        /// Index and UUID of each that fits.
-        found: String,
-    },
-    /// The thread that reads NVML could not be started.
-    #[error("could not start the thread that reads the GPUs: {0}")]
-    Thread(std::io::Error),
 }
 
 #[cfg(test)]

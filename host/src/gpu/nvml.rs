@@ -97,7 +97,7 @@ pub enum ReadError {
     /// NVML does not know the GPU (any more).
     #[error("the GPU is not there any more")]
     Gone,
-    /// There is no NVML: no library, or no driver for it.
+    /// There is no library of NVML. One whose driver is not loaded is another matter: there may be GPUs.
     #[error("NVML is not there: {0}")]
     Absent(String),
     /// NVML's own words.
@@ -115,7 +115,8 @@ impl From<NvmlError> for ReadError {
     fn from(error: NvmlError) -> Self {
         match error {
             NvmlError::GpuLost | NvmlError::NotFound => Self::Gone,
-            NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded => Self::Absent(error.to_string()),
+            NvmlError::LibloadingError(_) => Self::Absent(error.to_string()),
+            NvmlError::DriverNotLoaded => Self::Nvml("the NVIDIA driver is not loaded".into()),
             other => Self::Nvml(other.to_string()),
         }
     }
@@ -268,13 +269,18 @@ fn metered<T>(read: Result<T, NvmlError>) -> Result<Option<T>, ReadError> {
 impl Readings for Session<'_> {
     fn gpus(&self) -> Result<Vec<Gpu>, ReadError> {
         let driver_version = self.nvml.sys_driver_version()?;
+        let count = self.nvml.device_count()?;
         let mut gpus = Vec::new();
-        for index in 0..self.nvml.device_count()? {
+        for index in 0..count {
             match self.gpu(index, &driver_version) {
                 Ok(mut found) => gpus.append(&mut found),
                 // One broken GPU must not take the others with it.
                 Err(error) => tracing::warn!(index, %error, "a GPU cannot be read and is not used"),
             }
+        }
+        if count > 0 && gpus.is_empty() {
+            // Not the same as none: nothing may run here as if there were no GPU.
+            return Err(ReadError::Nvml(format!("it lists {count} GPUs, and none of them can be used")));
         }
         Ok(gpus)
     }

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use super::nvml::{ComputeProcess, Counters, Memory, Sensors};
+use super::nvml::{ComputeProcess, Counters, Memory, Sensors, Source};
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -107,22 +107,54 @@ async fn a_library_that_is_named_must_load() {
     assert!(matches!(Inventory::open(named).await, Err(OpenError::Library { .. })));
 }
 
-/// NVML is installed, and its driver is another version's.
-struct Mismatched;
+/// NVML is installed, and its driver is another version's until that is mended.
+#[derive(Clone)]
+struct Mismatched {
+    mended: Arc<Mutex<bool>>,
+    then: FakeReadings,
+}
 
 impl Source for Mismatched {
     fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
-        serve(Err(ReadError::Nvml("version mismatch".into())));
+        let mended = *self.mended.lock().unwrap();
+        serve(if mended { Ok(&self.then) } else { Err(ReadError::Nvml("version mismatch".into())) });
     }
 }
 
+fn mismatched(then: FakeReadings) -> Mismatched {
+    Mismatched { mended: Arc::default(), then }
+}
+
 #[tokio::test]
-async fn gpus_that_cannot_be_counted_are_not_taken_for_none() {
-    let unusable = Inventory::with_source(Settings::default(), Mismatched).await.unwrap();
-    assert_eq!(unusable.slot_count(), 0);
-    assert!(unusable.unusable().is_some_and(|why| why.contains("version mismatch")));
+async fn gpus_that_cannot_be_counted_are_not_taken_for_none_and_are_counted_once_they_can_be() {
+    let nvml = mismatched(two_gpus());
+    let inventory = Inventory::with_source(settings(&["1"]), nvml.clone()).await.unwrap();
+    assert_eq!((inventory.slot_count(), inventory.are_counted()), (0, false));
+    assert!(inventory.uncounted_at_start().is_some_and(|why| why.to_string().contains("version mismatch")));
+    assert!(inventory.count().await.is_err());
+    *nvml.mended.lock().unwrap() = true;
+    let slots = inventory.count().await.expect("it works by now");
+    assert_eq!(slots.iter().filter_map(SlotGpu::uuid).collect::<Vec<_>>(), ["GPU-aabb-2"]);
+    assert_eq!((uuids(&inventory), inventory.are_counted()), (vec!["GPU-aabb-2".to_owned()], true));
+    assert_eq!(in_the_way(&inventory, &uuids(&inventory), &[]).await, [None]);
+}
+
+#[tokio::test]
+async fn who_says_that_jobs_run_without_gpus_is_believed_where_they_cannot_be_counted() {
     let told = Settings { slots: Some(2), ..Settings::default() };
-    assert_eq!(Inventory::with_source(told, Mismatched).await.unwrap().slot_count(), 2);
+    let inventory = Inventory::with_source(told, mismatched(FakeReadings::default())).await.unwrap();
+    assert_eq!((inventory.slot_count(), inventory.are_counted()), (2, true));
+}
+
+#[tokio::test]
+async fn an_nvml_that_works_late_and_shows_no_gpu_or_another_one_is_not_taken_for_a_machine_without() {
+    for (only, then) in [(settings(&[]), FakeReadings::default()), (settings(&["7"]), two_gpus())] {
+        let nvml = mismatched(then);
+        let inventory = Inventory::with_source(only, nvml.clone()).await.unwrap();
+        *nvml.mended.lock().unwrap() = true;
+        assert!(inventory.count().await.is_err());
+        assert!(!inventory.are_counted());
+    }
 }
 
 #[tokio::test]

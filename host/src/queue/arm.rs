@@ -118,10 +118,15 @@ impl Owner {
                 for armed in &mut self.armed {
                     armed.behind = !candidates.iter().any(|candidate| candidate.job == armed.job);
                 }
+                // A slot that nobody may have now is not being handed over. While nothing can be stored the line only pauses.
+                if runs || self.mode != Mode::Run {
+                    self.slots.hand_over_to(candidates.iter().flat_map(|candidate| &candidate.slots));
+                }
                 break;
             }
         }
         self.plan_watch();
+        self.plan_count();
         // A shim that does not leave has nothing to start and is told nothing any more.
         if self.armed.iter().all(|armed| self.is_stuck(armed.job)) || self.mode == Mode::Run {
             self.then.mode_replies.append(&mut self.mode_replies);
@@ -337,6 +342,11 @@ impl Owner {
                 let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
                 self.refuse(job, launch, LaunchVerdict::Reject(failure), Vec::new());
             }
+            PrepareError::StillRunning { launch: stranger, shim_pid } => {
+                self.armed.retain(|armed| armed.launch != launch);
+                self.still_runs(job, stranger, shim_pid);
+                self.resume_operations(job);
+            }
             PrepareError::Directory { full, .. } => {
                 self.armed.retain(|armed| armed.launch != launch);
                 self.pause_arming(if full { "disk_low" } else { "launcher_failed" }, error.to_string());
@@ -503,9 +513,9 @@ impl Owner {
                 (to, Change::End(Box::new(end)))
             }
             LaunchVerdict::Hold(reason) => {
-                let (by, deliveries) = ("plugin".to_owned(), Vec::new());
+                let (by, action, deliveries) = ("plugin".to_owned(), "hold", Vec::new());
                 let (from, to, at) = (State::Queued, State::Held, now);
-                (State::Held, Change::Move { job, from, to, reason: Some(reason), at, by, deliveries })
+                (State::Held, Change::Move { job, from, to, reason: Some(reason), at, by, action, deliveries })
             }
         };
         let mut changes = vec![change];

@@ -1,6 +1,6 @@
 //! What people change of a job: its place in the line, its description, its time limit, and that it runs again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ impl Owner {
             rank: place.rank(),
             at: Time::now(),
             by: operation.by.clone(),
+            action: operation.verb.as_str(),
         };
         let entry = entry.in_state(State::Queued);
         self.submitting.insert(id);
@@ -64,20 +65,35 @@ impl Owner {
     /// not start; then whoever put them into the line is answered.
     pub(super) fn look_at_predecessors(&mut self, ids: Vec<JobId>, asker: Asker) {
         let mut ended: Vec<JobId> = Vec::new();
-        for id in &ids {
-            let Some(terms) = self.jobs.get(*id).and_then(|entry| entry.terms()) else { continue };
-            let of_it = terms.after.iter().copied().filter(|job| !self.jobs.contains(*job));
+        let mut waiting: Vec<JobId> = Vec::new();
+        for id in ids.iter().copied() {
+            let terms = self.jobs.get(id).and_then(|entry| entry.terms());
+            let of_it = terms.into_iter().flat_map(|terms| &terms.after).filter(|job| !self.jobs.contains(**job));
             let before = ended.len();
             ended.extend(of_it);
-            if ended.len() > before
-                && let Some(entry) = self.jobs.get_mut(*id)
-            {
+            // A job that is being operated on is busy already, and stays so until its asker has been answered.
+            if ended.len() > before || matches!(asker, Asker::Operation(_)) {
+                waiting.push(id);
+            }
+        }
+        for id in &waiting {
+            if let Some(entry) = self.jobs.get_mut(*id) {
                 entry.busy = true;
             }
         }
+        // The others of a batch need not wait, and neither need operations on them.
+        let busy: HashSet<JobId> = waiting.iter().copied().collect();
+        let others: Vec<JobId> = ids.iter().copied().filter(|id| !busy.contains(id)).collect();
         if ended.is_empty() {
-            return self.predecessors_looked_at(&ids, asker, Ok(HashMap::new()));
+            self.predecessors_looked_at(&ids, &waiting, asker, Ok(HashMap::new()));
+        } else {
+            self.read_ends(ids, waiting, asker, ended);
         }
+        others.into_iter().for_each(|id| self.resume_operations(id));
+    }
+
+    /// Reads how these jobs have ended.
+    fn read_ends(&mut self, jobs: Vec<JobId>, waiting: Vec<JobId>, asker: Asker, ended: Vec<JobId>) {
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
             // Their ends may still be on their way to the store: what was sent before this is there after it.
@@ -85,17 +101,18 @@ impl Owner {
                 Ok(()) => store.states(ended).await,
                 Err(error) => Err(error),
             };
-            Done::Predecessors { jobs: ids, asker, ends }
+            Done::Predecessors { jobs, waiting, asker, ends }
         }));
     }
 
     pub(super) fn predecessors_looked_at(
         &mut self,
         ids: &[JobId],
+        waiting: &[JobId],
         asker: Asker,
         ends: Result<HashMap<JobId, State>, StoreError>,
     ) {
-        for id in ids.iter().copied() {
+        for id in waiting.iter().copied() {
             let Some(terms) = self.jobs.get(id).and_then(|entry| entry.terms()) else { continue };
             match &ends {
                 Ok(ends) => {
@@ -110,7 +127,7 @@ impl Owner {
                 }
             }
         }
-        for id in ids {
+        for id in waiting {
             if let Some(entry) = self.jobs.get_mut(*id) {
                 entry.busy = false;
             }
@@ -128,7 +145,7 @@ impl Owner {
                 self.then.answers.push(Box::new(move |result| operation.answer(result.map(|()| state))));
             }
         }
-        for id in ids {
+        for id in waiting {
             self.resume_operations(*id);
         }
     }
@@ -152,14 +169,16 @@ impl Owner {
             operation.answer(Err(QueueError::NotInLine(other)));
             return self.resume_operations(id);
         };
-        let (at, by) = (Time::now(), operation.by.clone());
+        let (at, by, action) = (Time::now(), operation.by.clone(), operation.verb.as_str());
         let mut changes = Vec::new();
         if state == State::Held {
             let (to, by, deliveries) = (State::Queued, by.clone(), Vec::new());
-            changes.push(Change::Move { job: id, from: state, to, reason: None, at, by, deliveries });
+            changes.push(Change::Move { job: id, from: state, to, reason: None, at, by, action, deliveries });
         }
         if !shifts.is_empty() {
-            changes.push(Change::Rerank { job: id, shifts: shifts.clone(), at, by });
+            // One operation, one row of the audit trail.
+            let action = changes.is_empty().then_some(action);
+            changes.push(Change::Rerank { job: id, shifts: shifts.clone(), at, by, action });
         }
         self.reranking = true;
         let store = self.store.clone();
@@ -191,9 +210,8 @@ impl Owner {
         if entry.revision != job.revision {
             return operation.answer(Err(QueueError::Changed(id)));
         }
-        if job.spec.gpus as usize > self.slots.count() {
-            let (asked, slots) = (job.spec.gpus, self.slots.count());
-            return operation.answer(Err(QueueError::TooManyGpus { asked, slots }));
+        if let Some(error) = self.asks_too_much(&job) {
+            return operation.answer(Err(error));
         }
         if self.jobs.closes_a_circle(id, &job.spec.terms) {
             return operation.answer(Err(QueueError::Circle(id)));
@@ -224,34 +242,70 @@ impl Owner {
         self.look_at_predecessors(vec![id], Asker::Operation(operation));
     }
 
-    pub(super) fn limit(&mut self, operation: Operation, limit: Option<Duration>) {
+    /// Changes a time limit as long as the one that the job has lets it run: then the shim hears of the other one in time, and
+    /// what is answered is what happens.
+    pub(super) fn limit(&mut self, operation: Operation, from: Option<Duration>, to: Option<Duration>) {
         let id = operation.id;
+        if self.time_is_up(id, from) {
+            return operation.answer(Err(QueueError::TimeIsUp(id)));
+        }
         let Some(entry) = self.jobs.get_mut(id) else { return };
         entry.busy = true;
-        let change = Change::TimeLimit { job: id, limit, at: Time::now(), by: operation.by.clone() };
+        let change = limited_to(id, to, operation.by.clone());
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
             let result = store.commit(vec![change]).await;
-            Done::Limited { operation, limit, result }
+            Done::Limited { operation, from, to, result }
         }));
     }
 
-    pub(super) fn limited(&mut self, operation: Operation, limit: Option<Duration>, result: Result<(), StoreError>) {
+    pub(super) fn limited(
+        &mut self,
+        operation: Operation,
+        from: Option<Duration>,
+        to: Option<Duration>,
+        result: Result<(), StoreError>,
+    ) {
         let id = operation.id;
         let launch = self.live.iter().find(|(_, live)| live.job == id).map(|(launch, _)| *launch);
         let state = self.jobs.get(id).map_or(State::Running, |entry| entry.state());
-        if let Ok(()) = result {
-            if let Some(entry) = self.jobs.get_mut(id) {
-                entry.revision += 1;
+        match result {
+            Err(error) => operation.answer(Err(error.into())),
+            // It ran out while the other one was being stored: what is stored is what has struck.
+            Ok(()) if self.time_is_up(id, from) => {
+                self.owed.push(limited_to(id, from, "taxiway".into()));
+                if let Some(entry) = self.jobs.get_mut(id) {
+                    entry.revision += 2;
+                }
+                let too_late = move |result: Result<(), QueueError>| {
+                    operation.answer(result.and(Err(QueueError::TimeIsUp(id))));
+                };
+                self.then.answers.push(Box::new(too_late));
             }
-            if let Some(launch) = launch {
-                self.launcher.extend(launch, limit);
+            Ok(()) => {
+                if let Some(entry) = self.jobs.get_mut(id) {
+                    entry.revision += 1;
+                }
+                if let Some(launch) = launch {
+                    self.launcher.extend(launch, to);
+                }
+                operation.answer(Ok(state));
             }
         }
-        operation.answer(result.map(|()| state).map_err(QueueError::from));
         if let Some(launch) = launch {
             self.end_that_waited(launch);
         }
         self.resume_operations(id);
     }
+
+    /// Whether a job has run for longer than this limit.
+    fn time_is_up(&self, id: JobId, limit: Option<Duration>) -> bool {
+        let begun = self.live.values().find(|live| live.job == id).and_then(|live| live.begun);
+        let ran = begun.map(|begun| taxiway_launcher::Instant::now().since(&begun));
+        ran.zip(limit).is_some_and(|(ran, limit)| ran >= limit)
+    }
+}
+
+fn limited_to(job: JobId, limit: Option<Duration>, by: String) -> Change {
+    Change::TimeLimit { job, limit, at: Time::now(), by }
 }

@@ -8,13 +8,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use taxiway_job::{Condition, Failure, FailureClass, JobId, LaunchId, Reason, Terms, Time, Usage};
+use taxiway_job::{Condition, Failure, FailureClass, Job, JobId, LaunchId, Reason, Terms, Time, Usage};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::count::Quarantined;
 use super::handle::{Mode, QueueError};
 use super::owner::{Done, Owner};
-use super::slots::SlotId;
+use super::slots::{SlotGpu, SlotId};
 use crate::gpu::{Fault, Look, Looked, Measured, NotFree, Released, Trouble};
 use crate::store::{Change, StoreError};
 
@@ -31,6 +32,12 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 /// What the queue needs of GPUs.
 #[async_trait]
 pub trait Gpus: Send + Sync {
+    /// Counts the GPUs that could not be counted at the start.
+    ///
+    /// # Errors
+    /// Why they still cannot be, for people.
+    async fn count(&self) -> Result<Vec<SlotGpu>, String>;
+
     /// Looks whether a job may start on these GPUs, beside the launches in `ours`, which go on. `again`: the last look found
     /// something in the way.
     async fn look(&self, uuids: &[String], ours: &[LaunchId], again: bool) -> Looked;
@@ -99,6 +106,12 @@ impl Owner {
         gpus > 0 && self.slots.allowed(terms).len() < gpus as usize
     }
 
+    /// Why a job can never have as many GPUs as it asks for. Where they are not counted, nobody knows what is too many.
+    pub(super) fn asks_too_much(&self, job: &Job) -> Option<QueueError> {
+        let (asked, slots) = (job.spec.gpus, self.slots.count());
+        (asked as usize > slots && self.uncounted.is_none()).then_some(QueueError::TooManyGpus { asked, slots })
+    }
+
     /// Finds out whether the GPUs of a job are there.
     pub(super) fn check_gpus(&mut self, id: JobId) {
         if let Some(entry) = self.jobs.get(id) {
@@ -162,7 +175,16 @@ impl Owner {
 
     /// Takes over the quarantine that the previous service left. A reboot mends: whatever is broken still will show again.
     pub(super) async fn load_quarantine(&mut self) -> Result<(), StoreError> {
-        for (uuid, trouble, boot_id) in self.store.quarantined_gpus().await? {
+        let quarantined = self.store.quarantined_gpus().await?;
+        match &mut self.uncounted {
+            Some(uncounted) => uncounted.quarantined = quarantined,
+            None => self.take_over_quarantine(quarantined),
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_over_quarantine(&mut self, quarantined: Vec<Quarantined>) {
+        for (uuid, trouble, boot_id) in quarantined {
             let same_boot = boot_id == self.boot_id;
             match self.slots.find_mut(&uuid) {
                 Some(slot) if same_boot && trouble != Trouble::Gone => slot.quarantine = Some(trouble),
@@ -170,7 +192,6 @@ impl Owner {
                 _ => self.owed.push(Change::Mended { uuid, at: Time::now(), by: None }),
             }
         }
-        Ok(())
     }
 
     /// A person says that a GPU is mended.

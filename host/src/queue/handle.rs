@@ -17,6 +17,8 @@ pub(super) const WAITING_COMMANDS: usize = 1024;
 #[derive(Clone)]
 pub struct Queue {
     pub(super) commands: mpsc::Sender<Command>,
+    /// What operations are meant for.
+    pub(super) revisions: Option<Arc<[u32]>>,
 }
 
 /// Whether the queue starts jobs.
@@ -76,12 +78,12 @@ pub struct Summary {
 /// What stands between a queued job and its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outlook {
-    /// Slots of its kind in all.
+    /// Slots that it may get, now or later.
     pub slots: usize,
     /// How many of them it needs.
     pub needs: usize,
-    /// Jobs that hold some, and how many.
-    pub running: Vec<(JobId, usize)>,
+    /// Jobs that hold some, and how many; no job where nobody can tell when these are free.
+    pub running: Vec<(Option<JobId>, usize)>,
     /// Jobs that start before it, in their order, and how many they need.
     pub ahead: Vec<(JobId, usize)>,
     /// It starts no earlier than this.
@@ -103,8 +105,11 @@ pub(super) enum Verb {
     Move(Target),
     /// What it is from now on, if it is still at the revision that it has there.
     Edit(Arc<Job>),
-    /// The time limit of a job that runs.
-    Limit(Option<Duration>),
+    /// The time limit of a job that runs: the one it has, and another.
+    Limit {
+        from: Option<Duration>,
+        to: Option<Duration>,
+    },
     /// The queue's own: this job, which it comes after, has ended otherwise than it should have.
     InVain(JobId, State),
 }
@@ -120,7 +125,7 @@ impl Verb {
             Self::ForceStart => "force-start",
             Self::Move(_) => "move",
             Self::Edit(_) => "edit",
-            Self::Limit(_) => "edit",
+            Self::Limit { .. } => "edit",
             Self::InVain(..) => "give up",
         }
     }
@@ -154,10 +159,17 @@ pub(super) struct Operation {
     pub(super) id: JobId,
     pub(super) verb: Verb,
     pub(super) by: String,
+    /// The revisions of the job for one of which it is meant; none: for any.
+    pub(super) revisions: Option<Arc<[u32]>>,
     pub(super) reply: oneshot::Sender<Result<State, QueueError>>,
 }
 
 impl Operation {
+    /// Whether it is meant for the job as it is.
+    pub(super) fn is_meant_for(&self, revision: u32) -> bool {
+        self.revisions.as_ref().is_none_or(|revisions| revisions.contains(&revision))
+    }
+
     pub(super) fn answer(self, result: Result<State, QueueError>) {
         // An error means that the asker has gone away; what was done stays done.
         let _ = self.reply.send(result);
@@ -183,6 +195,9 @@ pub enum QueueError {
     /// Somebody has edited it since it was read.
     #[error("job {0} was changed since it was read; read it again and repeat the change")]
     Changed(JobId),
+    /// Its time limit has run out: another one comes too late.
+    #[error("the time limit of job {0} has run out and it is being stopped: it cannot be changed any more")]
+    TimeIsUp(JobId),
     /// It is to be moved before a job that is not in line.
     #[error("there is no job {0} in line; only a queued job has others before it")]
     NotInLine(JobId),
@@ -231,6 +246,13 @@ fn hint(verb: &str, state: State) -> &'static str {
 }
 
 impl Queue {
+    /// The same queue, whose operations on a job are refused ([`QueueError::Changed`]) unless it is at one of these revisions
+    /// when its turn comes; none: at any.
+    #[must_use]
+    pub fn at(&self, revisions: Option<&[u32]>) -> Self {
+        Self { commands: self.commands.clone(), revisions: revisions.map(Arc::from) }
+    }
+
     /// Takes a job whose state is `queued` or `held`. It is durable when this returns.
     ///
     /// # Errors
@@ -314,12 +336,18 @@ impl Queue {
         self.operate(job.id, Verb::Edit(job), by).await
     }
 
-    /// Changes the time limit of a job that runs.
+    /// Changes the time limit of a job that runs from the one that it has.
     ///
     /// # Errors
-    /// When there is no such job, or it does not run.
-    pub async fn set_time_limit(&self, id: JobId, limit: Option<Duration>, by: &str) -> Result<State, QueueError> {
-        self.operate(id, Verb::Limit(limit), by).await
+    /// When there is no such job, it does not run, or the limit that it has has run out.
+    pub async fn set_time_limit(
+        &self,
+        id: JobId,
+        from: Option<Duration>,
+        to: Option<Duration>,
+        by: &str,
+    ) -> Result<State, QueueError> {
+        self.operate(id, Verb::Limit { from, to }, by).await
     }
 
     /// Starts nothing more; what runs goes on.
@@ -387,8 +415,8 @@ impl Queue {
     }
 
     async fn operate(&self, id: JobId, verb: Verb, by: &str) -> Result<State, QueueError> {
-        let by = by.to_owned();
-        self.ask(|reply| Command::Operate(Operation { id, verb, by, reply })).await?
+        let (by, revisions) = (by.to_owned(), self.revisions.clone());
+        self.ask(|reply| Command::Operate(Operation { id, verb, by, revisions, reply })).await?
     }
 
     async fn set_mode(&self, mode: Mode, by: &str) -> Result<(), QueueError> {

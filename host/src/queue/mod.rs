@@ -13,6 +13,7 @@
 
 mod arm;
 mod change;
+mod count;
 mod gpus;
 mod handle;
 mod operate;

@@ -28,6 +28,9 @@ impl Owner {
             }
             return self.waiting.entry(id).or_default().push_back(operation);
         }
+        if !operation.is_meant_for(entry.revision) {
+            return operation.answer(Err(QueueError::Changed(id)));
+        }
         let (state, stop_target) = (entry.state(), entry.stop_target);
         let illegal = |verb: &Verb| Err(QueueError::Illegal { id, state, verb: verb.as_str() });
         match (&operation.verb, state) {
@@ -54,9 +57,9 @@ impl Owner {
                 let job = job.clone();
                 self.edit(operation, job);
             }
-            (Verb::Limit(limit), State::Pending | State::Running) => {
-                let limit = *limit;
-                self.limit(operation, limit);
+            (Verb::Limit { from, to }, State::Pending | State::Running) => {
+                let (from, to) = (*from, *to);
+                self.limit(operation, from, to);
             }
             (Verb::InVain(because, end), State::Queued | State::Held) => {
                 let (because, end) = (*because, *end);
@@ -117,7 +120,8 @@ impl Owner {
             }
             _ => None,
         };
-        let change = Change::Move { job: id, from, to, reason, at: Time::now(), by, deliveries };
+        let action = operation.verb.as_str();
+        let change = Change::Move { job: id, from, to, reason, at: Time::now(), by, action, deliveries };
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
             let result = store.commit(vec![change]).await;
@@ -142,6 +146,7 @@ impl Owner {
             reason: Some(Reason::new("after_failed", message)),
             at: Time::now(),
             by: "taxiway".into(),
+            action: "cancel",
             deliveries,
         });
         self.set_state(id, State::Cancelled);
@@ -160,7 +165,8 @@ impl Owner {
     fn stop(&mut self, operation: Operation, target: StopTarget) {
         let Some(entry) = self.jobs.get_mut(operation.id) else { return };
         entry.busy = true;
-        let change = Change::Stop { job: operation.id, target, at: Time::now(), by: operation.by.clone() };
+        let (by, action) = (operation.by.clone(), operation.verb.as_str());
+        let change = Change::Stop { job: operation.id, target, at: Time::now(), by, action };
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
             let result = store.commit(vec![change]).await;
@@ -217,6 +223,9 @@ impl Owner {
             Ok(None) => return operation.answer(Err(QueueError::NotFound(id))),
             Err(error) => return operation.answer(Err(error.into())),
         };
+        if !operation.is_meant_for(job.revision) {
+            return operation.answer(Err(QueueError::Changed(id)));
+        }
         match (&operation.verb, job.state) {
             (Verb::Cancel, State::Cancelled) => operation.answer(Ok(State::Cancelled)),
             (Verb::Retry, State::Completed | State::Failed | State::Cancelled)
@@ -233,7 +242,7 @@ impl Verb {
     /// Whether a queued job stays as it is: there is nothing to be changed, or it may not be.
     fn leaves_as_it_is(&self) -> bool {
         match self {
-            Self::Release | Self::Retry | Self::Requeue { hold: false } | Self::Limit(_) => true,
+            Self::Release | Self::Retry | Self::Requeue { hold: false } | Self::Limit { .. } => true,
             Self::Cancel
             | Self::Hold
             | Self::Requeue { hold: true }

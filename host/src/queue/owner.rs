@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::arm::Armed;
+use super::count::Uncounted;
 use super::gpus::{Gpus, Watch};
 use super::handle::{
     Command, Mode, Operation, Queue, QueueError, Standing, Submission, Summary, Verb, WAITING_COMMANDS,
@@ -70,7 +71,7 @@ pub struct Options {
     pub min_free_disk: u64,
     /// The slots: GPUs, or virtual ones.
     pub slots: Vec<SlotGpu>,
-    /// Why there is none, when GPUs cannot be counted.
+    /// Why there is none yet, when GPUs cannot be counted: that is tried again.
     pub without_slots: Option<String>,
     /// Who looks at GPUs.
     pub gpus: Arc<dyn Gpus>,
@@ -115,7 +116,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         reranking: false,
         to_rerank: VecDeque::new(),
         slots: Slots::new(slots, cpu_slots),
-        without_slots,
+        uncounted: without_slots.map(Uncounted::new),
         watch: Watch::default(),
         gpus,
         armed: Vec::new(),
@@ -123,6 +124,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         live: HashMap::new(),
         recovering: HashMap::new(),
         silent: HashMap::new(),
+        strangers: HashMap::new(),
         jobs_dir,
         min_free_disk,
         starts: 0,
@@ -138,7 +140,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
     };
     owner.load(mode).await?;
     tokio::spawn(owner.run(waiting, events, faults));
-    Ok(Queue { commands })
+    Ok(Queue { commands, revisions: None })
 }
 
 /// Longest sleep until a time of the clock: one that is set forward meanwhile is not noticed before.
@@ -161,8 +163,8 @@ pub(super) struct Owner {
     /// Operations that wait to choose theirs.
     pub(super) to_rerank: VecDeque<Operation>,
     pub(super) slots: Slots,
-    /// Why there is none, when GPUs cannot be counted.
-    pub(super) without_slots: Option<String>,
+    /// Why there is none, while GPUs cannot be counted.
+    pub(super) uncounted: Option<Uncounted>,
     /// When slots are looked at again that somebody waits for.
     pub(super) watch: Watch,
     pub(super) gpus: Arc<dyn Gpus>,
@@ -176,6 +178,8 @@ pub(super) struct Owner {
     pub(super) recovering: HashMap<LaunchId, JobId>,
     /// Jobs whose shims do not answer, before their start is known of, and what these do not do.
     pub(super) silent: HashMap<JobId, String>,
+    /// Launches that go on and that the store knows nothing of.
+    pub(super) strangers: HashMap<LaunchId, super::recover::Stranger>,
     /// Where logs are.
     pub(super) jobs_dir: PathBuf,
     /// Free bytes there below which nothing is armed.
@@ -202,6 +206,8 @@ pub(super) struct Live {
     pub(super) taken: Taken,
     /// When its process began, once that is known.
     pub(super) started_at: Option<Time>,
+    /// The same on the clock of its time limit.
+    pub(super) begun: Option<taxiway_launcher::Instant>,
     /// The last it said of how far it is.
     pub(super) said: Option<Progress>,
     /// The same with an estimate of its end.
@@ -265,11 +271,16 @@ pub(super) enum Done {
     /// A job was changed.
     Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
     /// A time limit was changed.
-    Limited { operation: Operation, limit: Option<Duration>, result: Result<(), StoreError> },
+    Limited { operation: Operation, from: Option<Duration>, to: Option<Duration>, result: Result<(), StoreError> },
     /// A job was moved in the line, and perhaps released.
     Reranked { operation: Operation, shifts: Vec<Shift>, result: Result<(), StoreError> },
     /// How the jobs have ended that these jobs come after.
-    Predecessors { jobs: Vec<JobId>, asker: Asker, ends: Result<HashMap<JobId, State>, StoreError> },
+    Predecessors {
+        jobs: Vec<JobId>,
+        waiting: Vec<JobId>,
+        asker: Asker,
+        ends: Result<HashMap<JobId, State>, StoreError>,
+    },
     /// A job without processes was moved to another state.
     Moved { operation: Operation, to: State, result: Result<(), StoreError> },
     /// A stop was stored.
@@ -288,6 +299,8 @@ pub(super) enum Done {
     LookedBeforeStart { launch: LaunchId, looked: Looked },
     /// Slots that somebody waits for were looked at.
     LookedAgain { looked: Looked },
+    /// The GPUs were counted, which could not be at the start, or not.
+    Counted { counted: Result<Vec<SlotGpu>, String> },
     /// The GPUs of a launch that is over were read.
     Released { launch: LaunchId, ending: super::run::Ending, released: Released, took: Duration },
     /// The end of a quarantine was stored.
@@ -313,6 +326,7 @@ impl Owner {
         self.turn().await;
         loop {
             let rest = self.arm_pause.as_ref().and_then(|pause| pause.until);
+            let count = self.next_count();
             let alarm = self.jobs.next_alarm().map(|at| {
                 let wait = at.as_millis().saturating_sub(Time::now().as_millis());
                 Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0)).min(LONGEST_SLEEP)
@@ -330,6 +344,7 @@ impl Owner {
                 Some(done) = self.work.next() => self.done(done),
                 Some(found) = faults.recv() => found.iter().for_each(|fault| self.fault(fault)),
                 () = until(self.watch.next) => self.look_again(),
+                () = until(count) => self.count_again(),
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
                     // Every handle is gone: the service ends. What runs goes on under its shims.
@@ -376,7 +391,7 @@ impl Owner {
     pub(super) fn give_up_in_vain(&mut self) {
         while let Some((id, verb)) = self.in_vain.pop() {
             let (reply, _) = oneshot::channel();
-            self.operate(Operation { id, verb, by: "taxiway".into(), reply });
+            self.operate(Operation { id, verb, by: "taxiway".into(), revisions: None, reply });
         }
     }
 
@@ -421,9 +436,11 @@ impl Owner {
             Done::Submitted { entries, result, reply } => self.submitted(entries, result, reply),
             Done::Returned { operation, entry, result } => self.returned(operation, *entry, result),
             Done::Edited { operation, job, result } => self.edited(operation, &job, result),
-            Done::Limited { operation, limit, result } => self.limited(operation, limit, result),
+            Done::Limited { operation, from, to, result } => self.limited(operation, from, to, result),
             Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),
-            Done::Predecessors { jobs, asker, ends } => self.predecessors_looked_at(&jobs, asker, ends),
+            Done::Predecessors { jobs, waiting, asker, ends } => {
+                self.predecessors_looked_at(&jobs, &waiting, asker, ends);
+            }
             Done::Moved { operation, to, result } => self.moved(operation, to, result),
             Done::Stopped { operation, target, result } => self.stopped(operation, target, result),
             Done::Looked { operation, found } => self.looked(operation, found),
@@ -433,6 +450,7 @@ impl Owner {
             Done::Refused { job, to, next, result } => self.refused(job, to, next, result),
             Done::LookedBeforeStart { launch, looked } => self.looked_before_start(launch, looked),
             Done::LookedAgain { looked } => self.looked_again(looked),
+            Done::Counted { counted } => self.counted(counted),
             Done::Released { launch, ending, released, took } => self.released(launch, ending, released, took),
             Done::Mended { uuid, result, reply } => self.mended(&uuid, result, reply),
             Done::Recorded { then, result } => self.recorded(then, result),
@@ -441,12 +459,9 @@ impl Owner {
 
     fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>) {
         let Submission { jobs, body, key } = submission;
-        let slots = self.slots.count();
-        // Where GPUs cannot be counted, nobody knows what is too many.
-        let is_too_much = |job: &&Arc<Job>| job.spec.gpus as usize > slots && self.without_slots.is_none();
-        if let Some(job) = jobs.iter().find(is_too_much) {
+        if let Some(error) = jobs.iter().find_map(|job| self.asks_too_much(job)) {
             // An error means that the asker has gone away, here and below.
-            let _ = reply.send(Err(QueueError::TooManyGpus { asked: job.spec.gpus, slots }));
+            let _ = reply.send(Err(error));
             return;
         }
         let mut entries = Vec::with_capacity(jobs.len());

@@ -1,6 +1,6 @@
 //! Taking over what a previous service left (DESIGN §5, step 4).
 
-use taxiway_job::{Entry, JobId, Jobs, LaunchId, State, Time};
+use taxiway_job::{Condition, Entry, JobId, Jobs, LaunchId, State, Time};
 use taxiway_launcher::{Started, StoredPhase, Unsettled};
 
 use super::handle::{Mode, Verb};
@@ -9,14 +9,30 @@ use super::owner::Owner;
 use super::slots::Taken;
 use crate::store::{Change, Phase, StoreError};
 
+/// A launch that the store knows nothing of.
+pub(super) struct Stranger {
+    pub(super) job: JobId,
+    /// Its shim; 0 when the kernel did not name it.
+    pub(super) shim_pid: i32,
+}
+
 impl Owner {
     /// Reads every job that has not ended, and asks the launcher what became of those that were under way.
     pub(super) async fn load(&mut self, mode: Option<Mode>) -> Result<(), StoreError> {
-        let stored = match self.store.setting("mode").await?.as_deref() {
+        let stored = self.store.setting("mode").await?;
+        let last = match stored.as_deref() {
             Some("paused" | "draining") => Mode::Paused,
             _ => Mode::Run,
         };
-        self.mode = mode.unwrap_or(stored);
+        self.mode = mode.unwrap_or(last);
+        if self.mode.as_str() != stored.as_deref().unwrap_or(Mode::Run.as_str()) {
+            // The next service goes on from here, and subscribers hear of it. A disk that does not take it now will later.
+            let change = Change::Mode { mode: self.mode, at: Time::now(), by: "startup".into() };
+            if let Err(error) = self.store.commit(vec![change.clone()]).await {
+                tracing::warn!(%error, "the mode of the start cannot be stored yet");
+                self.owed.push(change);
+            }
+        }
         self.jobs = Jobs::new(self.store.highest_rank().await?);
         let now = Time::now();
         for job in self.store.unended_jobs().await? {
@@ -66,6 +82,26 @@ impl Owner {
         }
         self.launcher.recover(unsettled);
         Ok(())
+    }
+
+    /// A launch of this job goes on that the store knows nothing of: the store was put back to a moment before it, from a backup
+    /// say. The job is not started beside it. Where NVML does not see such a launch, it keeps the slot that it was given.
+    pub(super) fn still_runs(&mut self, job: JobId, stranger: LaunchId, shim_pid: i32) {
+        tracing::warn!(%job, launch = %stranger, shim_pid, "a launch goes on that is not in the database; its job waits for its end");
+        let Some(entry) = self.jobs.get(job) else { return };
+        let gpus = entry.gpus();
+        if self.strangers.insert(stranger, Stranger { job, shim_pid }).is_none()
+            && (gpus == 0 || self.slots.are_virtual())
+        {
+            self.slots.reserve(stranger, gpus, &[]);
+        }
+        self.jobs.set_unmet(job, Condition::StillRunning, true);
+    }
+
+    pub(super) fn stranger_gone(&mut self, job: JobId, stranger: LaunchId) {
+        self.strangers.remove(&stranger);
+        self.slots.free(stranger, None);
+        self.jobs.set_unmet(job, Condition::StillRunning, false);
     }
 
     /// Finds the jobs whose predecessors ended otherwise than they should have while the previous service could not act on it.

@@ -55,6 +55,7 @@ impl Owner {
                     live.unkillable = pids;
                 }
             }
+            Event::StrangerGone { job, launch } => self.stranger_gone(job, launch),
             Event::Progress { launch, progress } => self.progressed(launch, progress),
         }
     }
@@ -78,6 +79,7 @@ impl Owner {
             order: self.starts,
             taken,
             started_at: None,
+            begun: None,
             said: None,
             progress: None,
             sampler: Sampler::default(),
@@ -96,6 +98,7 @@ impl Owner {
         live.start_by = None;
         live.unresponsive = None;
         live.started_at = Some(process.at.time());
+        live.begun = Some(process.at);
         let job = live.job;
         let gpu_read = live.taken.gpu_read;
         let handover = live.taken.idle_since.take().map(|idle_since| handover(idle_since, gpu_read, process));
@@ -207,8 +210,7 @@ impl Owner {
         let measured = live.measured.as_ref();
         ended.usage = gpus::usage(ended.usage, live.taken.uuids.len(), measured);
         ended.failure = gpus::failure(ended.failure, measured, |uuid| self.slots.label_of(uuid));
-        let waiting = !self.jobs.line().is_empty();
-        self.slots.free(launch, ended.ended_at.filter(|_| waiting));
+        self.slots.free(launch, ended.ended_at);
         if let Ending::Record(record) = &ending {
             self.then.confirm.push(launch);
             // A start that was never reported, as after an adoption: no job ends without having run.

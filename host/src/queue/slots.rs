@@ -45,8 +45,8 @@ pub(super) struct SlotId(usize);
 pub(super) struct Slot {
     pub(super) gpu: SlotGpu,
     pub(super) holder: Option<LaunchId>,
-    /// When the process of its last holder ended while others waited (CLOCK_MONOTONIC, nanoseconds): where the idle gap of
-    /// the next one begins.
+    /// When the process of its last holder ended (CLOCK_MONOTONIC, nanoseconds), as long as somebody has been next for it since:
+    /// where the idle gap of the next one begins.
     idle_since: Option<u64>,
     /// How long the reading of the GPU took by which that launch was over.
     gpu_read: Option<Duration>,
@@ -69,9 +69,9 @@ pub(super) struct Taken {
     pub(super) gpu_read: Option<Duration>,
 }
 
-impl Slots {
-    pub(super) fn new(gpus: Vec<SlotGpu>, cpu_slots: usize) -> Self {
-        let slot = |gpu| Slot {
+impl Slot {
+    fn free(gpu: SlotGpu) -> Self {
+        Self {
             gpu,
             holder: None,
             idle_since: None,
@@ -79,8 +79,13 @@ impl Slots {
             obstacle: None,
             found_free: false,
             quarantine: None,
-        };
-        let gpu = gpus.into_iter().map(slot).collect();
+        }
+    }
+}
+
+impl Slots {
+    pub(super) fn new(gpus: Vec<SlotGpu>, cpu_slots: usize) -> Self {
+        let gpu = gpus.into_iter().map(Slot::free).collect();
         Self { gpu, somewhere: Vec::new(), cpu: Vec::new(), cpu_slots: cpu_slots.max(1) }
     }
 
@@ -131,8 +136,16 @@ impl Slots {
         self.cpu.len() < self.cpu_slots
     }
 
-    fn are_virtual(&self) -> bool {
+    /// Whether nobody but this service knows who holds them.
+    pub(super) fn are_virtual(&self) -> bool {
         self.gpu.iter().all(|slot| slot.gpu.uuid.is_none())
+    }
+
+    /// Those of these slots that a launch holds, as far as is known.
+    pub(super) fn held_by(&self, launch: LaunchId, among: &[SlotId]) -> usize {
+        let placed = among.iter().filter(|id| self.get(**id).holder == Some(launch)).count();
+        let somewhere = self.somewhere.iter().filter(|(holder, _)| *holder == launch).map(|(_, count)| count);
+        placed + somewhere.sum::<usize>()
     }
 
     /// How many of these slots nobody holds.
@@ -241,6 +254,17 @@ impl Slots {
         }
     }
 
+    /// These are the slots, which could not be counted before. `uuids_of` tells the GPUs of a launch of the previous service,
+    /// as far as they are known; each such launch keeps its own.
+    pub(super) fn counted<'a>(&mut self, gpus: Vec<SlotGpu>, uuids_of: impl Fn(LaunchId) -> &'a [String]) {
+        debug_assert!(self.gpu.is_empty(), "they are counted once");
+        self.gpu = gpus.into_iter().map(Slot::free).collect();
+        for (launch, count) in std::mem::take(&mut self.somewhere) {
+            // As many as a job asked for: a number of 32 bits.
+            self.reserve(launch, u32::try_from(count).unwrap_or(u32::MAX), uuids_of(launch));
+        }
+    }
+
     /// Notes how long it took to read the GPUs of a launch that is over.
     pub(super) fn were_read(&mut self, launch: LaunchId, took: Duration) {
         for slot in self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)) {
@@ -248,7 +272,19 @@ impl Slots {
         }
     }
 
-    /// Takes back what a launch holds. `ended_at` is when its process ended, if others wait for the slot.
+    /// These slots have somebody who is next for them. The others stand idle because nobody is, which is no hand-over.
+    pub(super) fn hand_over_to<'a>(&mut self, wanted: impl Iterator<Item = &'a SlotId>) {
+        if self.gpu.iter().all(|slot| slot.idle_since.is_none()) {
+            return;
+        }
+        let mut is_wanted = vec![false; self.gpu.len()];
+        wanted.for_each(|id| is_wanted[id.0] = true);
+        for (slot, _) in self.gpu.iter_mut().zip(is_wanted).filter(|(_, wanted)| !wanted) {
+            slot.idle_since = None;
+        }
+    }
+
+    /// Takes back what a launch holds. `ended_at` is when its process ended.
     pub(super) fn free(&mut self, launch: LaunchId, ended_at: Option<u64>) {
         self.cpu.retain(|holder| *holder != launch);
         self.somewhere.retain(|(holder, _)| *holder != launch);
@@ -388,6 +424,25 @@ mod tests {
         assert!(!are_free(&slots, 1));
         slots.free(perhaps, None);
         assert!(are_free(&slots, 3));
+    }
+
+    #[test]
+    fn launches_of_the_previous_service_keep_their_gpus_when_these_are_counted_late() {
+        let gpu = |n: usize| SlotGpu {
+            uuid: Some(format!("GPU-{n}")),
+            whole: None,
+            label: String::new(),
+            memory_total_bytes: 0,
+        };
+        let mut slots = Slots::new(Vec::new(), 1);
+        let (adopted, perhaps) = (LaunchId::random(), LaunchId::random());
+        slots.reserve(adopted, 2, &["GPU-0".into(), "GPU-2".into()]);
+        slots.reserve(perhaps, 1, &[]);
+        let own = ["GPU-0".to_owned(), "GPU-2".to_owned()];
+        slots.counted((0..4).map(gpu).collect(), |launch| if launch == adopted { &own } else { &[] });
+        assert!(!are_free(&slots, 1), "any of the two may be that of the launch of which nothing is known");
+        slots.free(perhaps, None);
+        assert_eq!(take(&mut slots, LaunchId::random(), 2).expect("two are free").uuids, ["GPU-1", "GPU-3"]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Why a job waits, and where in line.
 
-use taxiway_job::{Condition, Entry, JobId, Reason, Spot, Terms};
+use taxiway_job::{Condition, Entry, JobId, Reason, Spot, State, StopTarget, Terms};
 
 use super::arm::Candidate;
 use super::gpus::SlotState;
 use super::handle::{Mode, Outlook, Standing};
 use super::owner::{Live, Owner};
+use super::slots::SlotId;
 
 /// Jobs that a sentence names: more do not help a reader.
 const JOBS_NAMED: usize = 5;
@@ -25,7 +26,7 @@ impl Owner {
             let live = self.live.values().find(|live| live.job == id);
             return Standing {
                 position: None,
-                reason: live.and_then(trouble),
+                reason: live.and_then(trouble).or_else(|| stopping(entry)),
                 progress: live.and_then(|live| live.progress.clone()),
             };
         }
@@ -38,33 +39,68 @@ impl Owner {
     }
 
     /// What stands between a queued job and its start. None when it waits for more than other jobs and time: for a person, for
-    /// jobs that it comes after, for GPUs that are gone; and when it is so far behind that any guess is as good.
+    /// jobs that it comes after, for GPUs that are gone or in use by others, for a disk; and when it is so far behind that any
+    /// guess is as good.
     pub(super) fn outlook(&self, id: JobId) -> Option<Outlook> {
         let entry = self.jobs.get(id).filter(|_| self.mode == Mode::Run)?;
         let position = self.jobs.position(id)?;
         let matter_of_time = [Condition::NotBefore, Condition::RetryBackoff];
         let unmet = matter_of_time.into_iter().fold(entry.unmet(), |unmet, condition| unmet.with(condition, false));
-        if !unmet.is_empty() || position > OUTLOOK {
+        let nothing_starts = self.arm_pause.is_some() || !self.store.is_committing();
+        if !unmet.is_empty() || position > OUTLOOK || nothing_starts {
             return None;
         }
         let needs = |gpus: u32| gpus.max(1) as usize;
+        let may_have = |entry: &Entry| match entry.gpus() {
+            0 => Vec::new(),
+            _ => self.open_slots(entry.terms()),
+        };
+        let own = may_have(entry);
         let (slots, spot) = match entry.gpus() {
             0 => (self.slots.cpu_count(), Spot::Cpu),
-            _ => (self.slots.count(), Spot::Gpu),
+            _ => (own.len(), Spot::Gpu),
         };
+        // How many of the slots in question another job takes.
+        let shared = |other: &Entry| match (entry.gpus(), other.gpus()) {
+            (0, 0) => 1,
+            (0, _) | (_, 0) => 0,
+            (_, gpus) => needs(gpus).min(may_have(other).iter().filter(|id| own.contains(id)).count()),
+        };
+        let held = |launch, job: JobId| {
+            let other = self.jobs.get(job)?;
+            Some(match (entry.gpus(), other.gpus()) {
+                (0, 0) => 1,
+                (0, _) | (_, 0) => 0,
+                _ => self.slots.held_by(launch, &own),
+            })
+        };
+        let live = self.live.iter().map(|(launch, live)| {
+            let ends = (live.unresponsive.is_none() && live.unkillable.is_empty()).then_some(live.job);
+            (ends, held(*launch, live.job).unwrap_or(0))
+        });
+        let unsettled = self.recovering.iter().map(|(launch, job)| (None, held(*launch, *job).unwrap_or(0)));
+        let running = live.chain(unsettled).filter(|(_, slots)| *slots > 0).collect();
         let place = entry.place(id);
-        let sized = |id: JobId| Some((id, needs(self.jobs.get(id)?.gpus())));
-        let own_lane = |id: &JobId| self.jobs.get(*id).is_some_and(|other| (other.gpus() == 0) == (entry.gpus() == 0));
-        let running = self.live.values().map(|live| live.job).filter(own_lane).filter_map(sized).collect();
         let before = self.jobs.line().spot(spot).take_while(|other| *other < place);
+        let ahead = before.filter_map(|place| Some((place.job(), shared(self.jobs.get(place.job())?))));
         let not_before = entry.terms().and_then(|terms| terms.not_before).max(self.jobs.retry_at(id));
         Some(Outlook {
             slots,
             needs: needs(entry.gpus()),
             running,
-            ahead: before.filter_map(|place| sized(place.job())).collect(),
+            ahead: ahead.filter(|(_, slots)| *slots > 0).collect(),
             not_before,
         })
+    }
+
+    /// The slots that these terms allow and that a job holds or could have now: not those that something else is in the way of.
+    fn open_slots(&self, terms: Option<&Terms>) -> Vec<SlotId> {
+        let mut open = self.slots.allowed(terms);
+        open.retain(|id| {
+            let slot = self.slots.get(*id);
+            slot.holder.is_some() || slot.obstacle.is_none()
+        });
+        open
     }
 
     fn reason(&self, id: JobId, entry: &Entry, position: usize, candidates: &[Candidate]) -> Reason {
@@ -182,6 +218,7 @@ impl Owner {
             }
             Condition::ArrayLimit => self.who_of_its_array(id, entry),
             Condition::GpusUnavailable => self.why_too_few(entry),
+            Condition::StillRunning => self.who_still_runs(id),
         }
     }
 
@@ -197,10 +234,23 @@ impl Owner {
         format!("of its array {most} may run at a time (`max_parallel`), and these do: {named}{more}")
     }
 
+    /// Which launch of a job goes on without the store's knowing of it.
+    fn who_still_runs(&self, id: JobId) -> String {
+        let stranger = self.strangers.values().find(|stranger| stranger.job == id);
+        let shim = match stranger.map(|stranger| stranger.shim_pid) {
+            Some(pid @ 1..) => format!(" (its shim is process {pid})"),
+            _ => String::new(),
+        };
+        format!(
+            "an earlier launch of it still runs{shim}, of which the database knows nothing, as after a backup was put back; \
+             the job starts when that is over"
+        )
+    }
+
     /// Which GPUs are missing to a job.
     fn why_too_few(&self, entry: &Entry) -> String {
-        if let Some(why) = &self.without_slots {
-            return why.clone();
+        if let Some(uncounted) = &self.uncounted {
+            return uncounted.why.clone();
         }
         let left = self.slots.allowed(entry.terms()).len();
         let mut sentence = format!("it needs {} GPUs and {left} are left that it may use", entry.gpus());
@@ -210,6 +260,17 @@ impl Owner {
         }
         sentence
     }
+}
+
+/// What a job that is being stopped waits for, and what becomes of it then.
+fn stopping(entry: &Entry) -> Option<Reason> {
+    let then = match entry.stop_target.filter(|_| entry.state() == State::Cancelling)? {
+        StopTarget::Cancelled => "it is cancelled",
+        StopTarget::Queued => "it waits in the line again",
+        StopTarget::Held => "it is held",
+    };
+    let message = format!("it was asked to stop: once every process of it is gone, {then}");
+    Some(Reason::new("stopping", message))
 }
 
 /// What keeps a job that was told to start from going on as it should.

@@ -4,6 +4,8 @@
 //! Jobs, events, the audit trail and the keys of requests go by age alone. Everything is done in small units between which
 //! others get their turn, files before rows, so that a crash leaves a job without its log and never a log without its job.
 //!
+//! A job stays until every completion hook was told of its end, or was given up.
+//!
 //! What a job has written into its own directory is its user's: only what the service has made goes.
 //!
 //! The worker sleeps until something that is there is old enough; a job that ends wakes it at most once an hour, to look at the
@@ -155,7 +157,7 @@ impl Worker {
         self.remove_logs(now, &mut removed).await?;
         let too_old = now.minus(self.limits.jobs);
         loop {
-            let jobs = self.store.ended_between(Time::from_millis(i64::MIN), too_old, AT_A_TIME).await?;
+            let jobs = self.store.forgettable(too_old, AT_A_TIME).await?;
             if jobs.is_empty() {
                 break;
             }

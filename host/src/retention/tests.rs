@@ -3,7 +3,7 @@ use std::sync::Arc;
 use taxiway_job::{Exit, JobId, LaunchId, State};
 
 use super::*;
-use crate::store::{BodyHash, End, NewJob};
+use crate::store::{BodyHash, DeliveryId, End, NewDelivery, NewJob};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -64,6 +64,26 @@ impl Place {
         std::fs::create_dir_all(log.parent().expect("a launch")).expect("a directory");
         std::fs::write(log, vec![b'x'; log_bytes]).expect("a log");
         (id, launch)
+    }
+
+    /// A retry of a job that ended, which ended too; a completion hook is to be told.
+    async fn owe(&self, job: JobId) -> DeliveryId {
+        let (delivery, at) = (DeliveryId(uuid::Uuid::now_v7()), Time::now().minus(100 * DAY));
+        let by = "tester".to_owned();
+        let retry =
+            Change::Retry { job, from: State::Completed, priority: 0, rank: 2, at, by: by.clone(), action: "retry" };
+        let cancel = Change::Move {
+            job,
+            from: State::Queued,
+            to: State::Cancelled,
+            reason: None,
+            at,
+            by,
+            action: "cancel",
+            deliveries: vec![NewDelivery { id: delivery, plugin: "receiver".into() }],
+        };
+        self.store.commit(vec![retry, cancel]).await.expect("is stored");
+        delivery
     }
 
     async fn collect(&self, limits: Limits) -> Removed {
@@ -127,4 +147,18 @@ async fn a_job_that_has_not_ended_stays_however_old_it_is() {
     place.store.commit(vec![Change::Submit(Box::new(new))]).await.expect("is stored");
     assert_eq!(place.collect(limits()).await, Removed::default());
     assert!(place.is_kept(id).await);
+}
+
+#[tokio::test]
+async fn a_job_stays_until_every_completion_hook_was_told_of_its_end() {
+    let place = Place::new();
+    let (job, _) = place.ended(100, 10).await;
+    let (other, _) = place.ended(101, 10).await;
+    let delivery = place.owe(job).await;
+    let removed = place.collect(limits()).await;
+    assert_eq!(removed.jobs, 1);
+    assert!(place.is_kept(job).await && !place.is_kept(other).await);
+    place.store.commit(vec![Change::Delivered { delivery, at: Time::now() }]).await.expect("is stored");
+    assert_eq!(place.collect(limits()).await.jobs, 1);
+    assert!(!place.is_kept(job).await);
 }

@@ -29,6 +29,8 @@ pub enum Change {
         at: Time,
         /// Who, for the audit trail.
         by: String,
+        /// What they asked for, as the audit trail names it: `cancel`, `requeue` …
+        action: &'static str,
         /// One for each completion hook that hears of it; only when it ended.
         deliveries: Vec<NewDelivery>,
     },
@@ -46,6 +48,8 @@ pub enum Change {
         at: Time,
         /// Who, for the audit trail.
         by: String,
+        /// What they asked for, as the audit trail names it: `cancel`, `requeue` …
+        action: &'static str,
     },
     /// A job was moved in the line, and neighbours made room for it.
     Rerank {
@@ -57,6 +61,8 @@ pub enum Change {
         at: Time,
         /// Who, for the audit trail.
         by: String,
+        /// What they asked for, as the audit trail names it; none when another change of the unit says so.
+        action: Option<&'static str>,
     },
     /// A job that is queued or held was changed.
     Edit {
@@ -139,6 +145,8 @@ pub enum Change {
         at: Time,
         /// Who.
         by: String,
+        /// What they asked for, as the audit trail names it: `cancel`, `requeue` …
+        action: &'static str,
     },
     /// The attempt is over: every process is gone.
     End(Box<End>),
@@ -251,7 +259,7 @@ pub enum Change {
     },
     /// These ended long ago: nothing is kept of them any more.
     Forget {
-        /// Which. Those that have not ended, or are not there, are left as they are.
+        /// Which. Those that have not ended, are not there, or whose end is yet to be told are left as they are.
         jobs: Vec<JobId>,
     },
     /// The first events, rows of the audit trail and keys of requests go, a few of each.

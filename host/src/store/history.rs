@@ -188,6 +188,17 @@ impl Store {
         .await
     }
 
+    /// Jobs that ended up to some moment and of which nothing is owed to anybody, the first to end first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn forgettable(&self, until: Time, limit: usize) -> Result<Vec<EndedJob>, StoreError> {
+        let condition = "finished_at > ?1 AND finished_at <= ?2
+            AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND status = 'waiting')
+            ORDER BY finished_at, seq";
+        self.ended(condition, Time::from_millis(i64::MIN), until, limit).await
+    }
+
     /// Jobs that ended after one moment and not after another, the first to end first.
     ///
     /// # Errors
@@ -254,12 +265,18 @@ fn launch(row: &Row<'_>) -> rusqlite::Result<LaunchId> {
     Ok(LaunchId::from_bytes(row.get("launch")?))
 }
 
-/// Removes everything that is kept of these jobs but their events, as far as they have ended. Gives how many went.
+/// A completion hook is still to be told of the job's end, for which the job is needed.
+const IS_TO_BE_TOLD: &str = "EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND status = 'waiting')";
+
+/// Removes everything that is kept of these jobs but their events, as far as they have ended and every completion hook was told.
+/// Gives how many went.
 pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreError> {
     let mut gone = 0;
     for job in jobs {
         let removed = db
-            .prepare_cached("DELETE FROM jobs WHERE id = ?1 AND state IN ('completed', 'failed', 'cancelled')")?
+            .prepare_cached(&format!(
+                "DELETE FROM jobs WHERE id = ?1 AND state IN ('completed', 'failed', 'cancelled') AND NOT {IS_TO_BE_TOLD}"
+            ))?
             .execute(params![job.as_bytes()])?;
         if removed == 1 {
             db.prepare_cached("DELETE FROM attempts WHERE job = ?1")?.execute(params![job.as_bytes()])?;
@@ -274,7 +291,9 @@ pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreErro
 /// A person removes one job.
 pub(super) fn remove(db: &Connection, job: JobId, at: Time, by: &str, told: &mut Told) -> Result<(), StoreError> {
     if forget(db, &[job])? == 0 {
-        return Err(StoreError::Conflict(format!("job {job} cannot be removed: it is not there, or has not ended")));
+        return Err(StoreError::Conflict(format!(
+            "job {job} cannot be removed: it is not there, has not ended, or its end is yet to be told"
+        )));
     }
     event(db, told, at, "job.removed", Some(job), serde_json::Map::new())?;
     audit(db, at, by, "remove", Some(job))

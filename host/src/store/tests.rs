@@ -179,7 +179,13 @@ async fn a_change_that_finds_another_state_is_refused() {
     let store = open(directory.path());
     let job = job("a");
     store.commit(vec![submit(&job)]).await.expect("submit");
-    let stop = Change::Stop { job: job.id, target: StopTarget::Cancelled, at: Time::now(), by: "admin".into() };
+    let stop = Change::Stop {
+        job: job.id,
+        target: StopTarget::Cancelled,
+        at: Time::now(),
+        by: "admin".into(),
+        action: "cancel",
+    };
     assert!(matches!(store.commit(vec![stop]).await, Err(StoreError::Conflict(_))));
     assert_eq!(store.job(job.id).await.expect("reads").map(|job| job.state), Some(State::Queued));
 }

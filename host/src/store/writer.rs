@@ -101,8 +101,12 @@ impl Writer {
                         answer(unit, Err(error.clone()));
                     }
                     group = facts;
+                    if group.is_empty() && error.is_the_disk_s() {
+                        // Nothing is owed to the disk. Something small is, from now on, so that whoever asks is told the truth
+                        // until the disk takes it.
+                        group.push_back(probe());
+                    }
                     if group.is_empty() {
-                        // Nothing is owed to the disk: the next request finds out whether it works again.
                         self.health.send_if_modified(|healthy| !std::mem::replace(healthy, true));
                     } else {
                         // No event tells that a disk takes writes again, so this is a wait on time.
@@ -213,6 +217,15 @@ impl Wake for Unpark {
     }
 }
 
+/// A fact that finds out whether the disk takes writes again. As long as it does not, nothing starts and the service is not
+/// ready.
+fn probe() -> Unit {
+    let value = Time::now().as_millis().to_string();
+    // Nobody waits for the answer.
+    let changes = vec![Change::Setting { key: "disk_failed_at", value }];
+    Unit { changes, fact: true, can_wait: false, reply: oneshot::channel().0 }
+}
+
 fn answer(unit: Unit, result: Result<(), StoreError>) {
     if unit.fact
         && let Err(error) = &result
@@ -226,7 +239,7 @@ fn answer(unit: Unit, result: Result<(), StoreError>) {
 fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreError> {
     match change {
         Change::Submit(new) => submit(db, new, told),
-        Change::Move { job, from, to, reason, at, by, deliveries } => {
+        Change::Move { job, from, to, reason, at, by, action, deliveries } => {
             let ended = to.has_ended().then_some(at.as_millis());
             one(
                 db.prepare_cached(
@@ -245,10 +258,10 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                 *job,
             )?;
             event(db, told, *at, &format!("job.{to}"), Some(*job), Map::new())?;
-            audit(db, *at, by, &format!("{to}"), Some(*job))?;
+            audit(db, *at, by, action, Some(*job))?;
             add_deliveries(db, told, *job, &ToldOf::of(*to), *at, deliveries)
         }
-        Change::Retry { job, from, priority, rank, at, by } => {
+        Change::Retry { job, from, priority, rank, at, by, action } => {
             one(
                 db.prepare_cached(&format!(
                     "UPDATE jobs SET state = 'queued', {NOTHING_HAPPENED}, reason = NULL, attempt = attempt + 1, revision = revision + 1, retries_done = 0,
@@ -260,9 +273,9 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                 *job,
             )?;
             event(db, told, *at, "job.queued", Some(*job), Map::new())?;
-            audit(db, *at, by, "retry", Some(*job))
+            audit(db, *at, by, action, Some(*job))
         }
-        Change::Rerank { job, shifts, at, by } => {
+        Change::Rerank { job, shifts, at, by, action } => {
             for Shift { from, to } in shifts {
                 db.prepare_cached(
                     "UPDATE jobs SET priority = ?4, rank = ?5, revision = revision + (priority != ?4),
@@ -278,7 +291,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                 ])?;
             }
             event(db, told, *at, "job.moved", Some(*job), Map::new())?;
-            audit(db, *at, by, "move", Some(*job))
+            action.map_or(Ok(()), |action| audit(db, *at, by, action, Some(*job)))
         }
         Change::Edit { job, at, by } => edit(db, job, *at, by, told),
         Change::TimeLimit { job, limit, at, by } => {
@@ -343,7 +356,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             }
             Ok(())
         }
-        Change::Stop { job, target, at, by } => {
+        Change::Stop { job, target, at, by, action } => {
             let target = State::from(*target).as_str();
             let stopped = db
                 .prepare_cached(
@@ -361,7 +374,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
                     *job,
                 )?;
             }
-            audit(db, *at, by, "cancelling", Some(*job))
+            audit(db, *at, by, action, Some(*job))
         }
         Change::End(end) => finish(db, end, told),
         Change::NotStarted { job, launch, at } => {
@@ -391,7 +404,12 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
         Change::Mode { mode, at, by } => {
             setting(db, "mode", mode.as_str())?;
             event(db, told, *at, &format!("queue.{mode}"), None, Map::new())?;
-            audit(db, *at, by, &format!("queue {mode}"), None)
+            let action = match mode {
+                crate::queue::Mode::Run => "queue resume",
+                crate::queue::Mode::Paused => "queue pause",
+                crate::queue::Mode::Draining => "queue drain",
+            };
+            audit(db, *at, by, action, None)
         }
         Change::Quarantine { uuid, trouble, boot_id, reason, at } => {
             db.prepare_cached(

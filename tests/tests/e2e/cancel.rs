@@ -49,7 +49,8 @@ async fn a_job_that_ignores_sigterm_is_cancelled_only_when_none_of_its_processes
     assert!(of_job(job.id()).len() >= 3, "{parents:?}");
 
     let asked = Instant::now();
-    assert_eq!(server.operate(job.id(), "cancel").await.expect(200).job().state(), "cancelling");
+    let stopping = server.operate(job.id(), "cancel").await.expect(200).job();
+    assert_eq!((stopping.state(), stopping.reason()), ("cancelling", Some("stopping")));
     // The service is asked again and again, and believed only as far as /proc agrees.
     let mut looks = 0;
     loop {

@@ -217,3 +217,57 @@ async fn an_edit_is_rewritten_and_judged_again_from_what_was_submitted() {
     assert_eq!(verdicts.len(), 2, "{told}");
     assert!(verdicts.iter().all(|verdict| verdict["stage"] == "submit"), "{told}");
 }
+
+#[tokio::test]
+async fn an_operation_that_is_meant_for_another_revision_of_the_job_is_refused() {
+    let server = Place::new().start().await;
+    server.post_nothing("/queue/pause").await.expect(200);
+    let job = server.submit(sh("exit 0")).await;
+    let path = format!("/api/v1/jobs/{}", job.id());
+    let old = server.get(&format!("/jobs/{}", job.id())).await.expect(200).header("etag").to_owned();
+    patch(&server, job.id(), &json!({"name": "changed"}), None).await.expect(200);
+    let now = server.get(&format!("/jobs/{}", job.id())).await.expect(200).header("etag").to_owned();
+    assert_ne!(old, now);
+    let ask = async |verb: &str, tag: &str| match verb {
+        "delete" => server.request(Method::DELETE, &path).header("if-match", tag).send().await,
+        "move" => {
+            let request = server.request(Method::POST, &format!("{path}/move")).json(&json!({"to": "front"}));
+            request.header("if-match", tag).send().await
+        }
+        verb => server.request(Method::POST, &format!("{path}/{verb}")).header("if-match", tag).send().await,
+    };
+    for verb in ["hold", "move", "requeue", "cancel", "release", "retry"] {
+        assert_eq!(ask(verb, &old).await.expect(412).problem()["code"], "changed", "{verb}");
+        assert_eq!(server.job(job.id()).await.state(), "queued", "{verb}");
+    }
+    for (verb, state) in [("move", "queued"), ("hold", "held"), ("release", "queued"), ("cancel", "cancelled")] {
+        assert_eq!(ask(verb, &format!("\"999\", {now}")).await.expect(200).job().state(), state, "{verb}");
+    }
+    // Also of one that has ended.
+    ask("retry", &old).await.expect(412);
+    ask("delete", &old).await.expect(412);
+    assert_eq!(ask("retry", "*").await.expect(200).job().state(), "queued");
+    ask("cancel", "*").await.expect(200);
+    let last = server.get(&format!("/jobs/{}", job.id())).await.expect(200).header("etag").to_owned();
+    ask("delete", &last).await.expect(204);
+}
+
+#[tokio::test]
+async fn a_job_can_be_changed_after_the_one_before_it_was_removed() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let first = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(first.id()).await, "completed");
+    server.post_nothing("/queue/pause").await.expect(200);
+    let mut second = sh("exit 0");
+    second["after"] = json!([first.id()]);
+    let second = server.submit(second).await;
+    server.request(Method::DELETE, &format!("/api/v1/jobs/{}", first.id())).send().await.expect(204);
+    let edited = patch(&server, second.id(), &json!({"priority": 5}), None).await.expect(200).job();
+    assert_eq!((&edited.json["priority"], &edited.json["after"]), (&json!(5), &json!([first.id()])));
+    let unknown = json!({"after": [first.id(), "01937c3e-8f00-7abc-8def-0123456789ab"]});
+    let problem = patch(&server, second.id(), &unknown, None).await.expect(422).problem();
+    assert_eq!(problem["problems"].as_array().map(Vec::len), Some(1), "{problem}");
+    server.post_nothing("/queue/resume").await.expect(200);
+    assert_eq!(events.end_of(second.id()).await, "completed");
+}

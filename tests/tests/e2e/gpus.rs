@@ -101,6 +101,9 @@ async fn a_job_runs_only_where_its_terms_allow_and_holds_nobody_up_elsewhere() {
     assert_eq!(events.end_of(behind.id()).await, "completed");
     let at = |id: &str| events.seen().iter().position(|event| event.is(id, "pending"));
     assert!(at(head.id()) < at(behind.id()));
+    let asked = |job: taxiway_tests::Job| job.json["requested_gpu_uuids"].clone();
+    assert_eq!(asked(server.job(head.id()).await), json!(["GPU-fake-1"]), "what it asked for stays to be seen");
+    assert_eq!(asked(server.job(behind.id()).await), json!([]));
 
     let unknown = with(sh("exit 0"), json!({"gpu_uuids": ["GPU-fake-7"]}));
     assert_eq!(server.post("/jobs", &unknown).await.expect(422).problem()["problems"][0]["code"], "unknown-gpu");
@@ -121,6 +124,8 @@ async fn a_stranger_on_the_gpu_holds_the_start_back_and_is_named_until_it_leaves
     for part in ["GPU 0", "sleep", &stranger.0.id().to_string(), &(2 * GIB).to_string()] {
         assert!(message.contains(part), "{part} is not in {message}");
     }
+    let told = server.get(&format!("/jobs/{}/explain", job.id())).await.expect(200).json();
+    assert_eq!(told["expected_start_at"], Value::Null, "nobody knows when the stranger leaves");
     let gpu = server.gpu(0).await;
     assert_eq!((&gpu["state"], &gpu["processes"][0]["program"]), (&json!("blocked"), &json!("sleep")));
     assert_eq!(gpu["processes"][0]["ours"], false);
@@ -136,6 +141,34 @@ async fn a_stranger_on_the_gpu_holds_the_start_back_and_is_named_until_it_leaves
     assert_eq!(events.end_of(job.id()).await, "completed");
     assert_eq!(events.story(job.id()), ["queued", "pending", "running", "completed"]);
     event(&mut events, "gpu.unblocked").await;
+}
+
+#[tokio::test]
+async fn the_first_reading_of_a_gpu_after_a_stranger_has_left_is_the_one_that_starts_the_job() {
+    let place = Place::new().with_gpus(1);
+    let stranger = Stranger::new();
+    place.change_gpus(|machine| machine.gpus[0].processes.push(stranger.on_gpu()));
+    let server = place.start().await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let job = server.submit(sh(&gate.wait())).await;
+    event(&mut events, "gpu.blocked").await;
+    // From the very moment of its leaving every call of NVML leaves a line.
+    let calls = server.place().path().join("calls");
+    server.place().change_gpus(|machine| {
+        machine.gpus[0].processes.clear();
+        machine.calls = Some(calls.clone());
+    });
+    events.job(job.id(), "running").await;
+    server.sample("GPU-fake-0", |_| true).await;
+    gate.open();
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    // The sampling of a GPU that a job holds is the only reading that asks for its power; it begins with the start.
+    let calls = std::fs::read_to_string(calls).expect("there were calls");
+    let before = calls.lines().take_while(|call| !call.starts_with("nvmlDeviceGetPowerUsage"));
+    let readings = before.filter(|call| call.starts_with("nvmlDeviceGetMemoryInfo")).count();
+    // One look, which found the GPU free, and the first sample. A look that had begun before the stranger left shows in part.
+    assert!((1..=2).contains(&readings), "{readings} readings before the start: {calls}");
 }
 
 #[tokio::test]

@@ -16,12 +16,14 @@ pub enum Condition {
     ArrayLimit,
     /// Fewer GPUs are left than it needs.
     GpusUnavailable,
+    /// A launch of it goes on of which the store knows nothing.
+    StillRunning,
 }
 
 impl Condition {
     /// All of them, the one first that says the most.
-    pub const ALL: [Self; 5] =
-        [Self::GpusUnavailable, Self::After, Self::NotBefore, Self::RetryBackoff, Self::ArrayLimit];
+    pub const ALL: [Self; 6] =
+        [Self::StillRunning, Self::GpusUnavailable, Self::After, Self::NotBefore, Self::RetryBackoff, Self::ArrayLimit];
 
     /// The code of the reason for which such a job waits.
     #[must_use]
@@ -32,6 +34,7 @@ impl Condition {
             Self::RetryBackoff => "retry_backoff",
             Self::ArrayLimit => "array_limit",
             Self::GpusUnavailable => "gpus_unavailable",
+            Self::StillRunning => "still_running",
         }
     }
 

@@ -149,6 +149,13 @@ pub enum Event {
         /// The processes.
         pids: Vec<i32>,
     },
+    /// The launch that kept a job from being prepared ([`PrepareError::StillRunning`]) is over.
+    StrangerGone {
+        /// The job.
+        job: JobId,
+        /// The launch.
+        launch: LaunchId,
+    },
     /// How far the job says it is; at most a few a second.
     Progress {
         /// The launch.
@@ -213,6 +220,15 @@ pub enum PrepareError {
         error: String,
         /// Whether the disk or a quota is full.
         full: bool,
+    },
+    /// Another launch of the job goes on, of which this host was never told: its store was put back to a moment before it.
+    /// [`Event::StrangerGone`] follows.
+    #[error("launch {launch} of the job, of which the database knows nothing, goes on under process {shim_pid}")]
+    StillRunning {
+        /// The launch.
+        launch: LaunchId,
+        /// Its shim; 0 when the kernel did not name it.
+        shim_pid: i32,
     },
 }
 

@@ -146,7 +146,7 @@ async fn drafts(
         return Err(Refused::problems("invalid-submission", vec![found]));
     }
     let mut common = submission::draft(JobId::new(), submission);
-    may_submit(caller, &common)?;
+    may_submit(api, caller, &common)?;
     common.problems = unknown_predecessors(api, &common.terms).await?;
     let limit = |max_parallel| ArrayLimit { array: id, max_parallel };
     common.terms.array = asked.max_parallel.and_then(NonZeroU32::new).map(limit);

@@ -1,6 +1,6 @@
 //! `POST /api/v1/jobs/batch`: many submissions in one request and one transaction, each with a result of its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -13,7 +13,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use taxiway_job::{Job, JobId};
+use taxiway_job::{Job, JobId, OutOfRange, Problem};
 
 use super::super::answer::Refused;
 use super::super::gate::Caller;
@@ -86,7 +86,7 @@ async fn judge(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<(Vec<JobId>, 
     let own = &ids.iter().copied().collect::<HashSet<JobId>>();
     let judged = stream::iter(ids.iter().copied().zip(submissions)).map(|(id, submission)| async move {
         let mut draft = submission::draft(id, submission?);
-        submit::may_submit(caller, &draft)?;
+        submit::may_submit(api, caller, &draft)?;
         let named = draft.terms.predecessors().map(|(job, _)| job);
         draft.problems = submit::unknown_jobs(api, named.filter(|job| !own.contains(job)).collect()).await?;
         submit::judge(api, caller, draft).await
@@ -101,7 +101,7 @@ type Read = (JobId, Result<wire::Submission, Refused>);
 fn read(bytes: &[u8]) -> Result<Vec<Read>, Refused> {
     let new_ids = |count: usize| std::iter::repeat_with(JobId::new).take(count).collect::<Vec<JobId>>();
     // What is right is read in one go; only what is not is looked at one by one.
-    let (ids, submissions) = match list_of::<submission::Whole>(bytes) {
+    let (ids, mut submissions) = match list_of::<submission::Whole>(bytes) {
         Ok(submissions) => {
             let ids = new_ids(submissions.len());
             let checked = submissions.into_iter().enumerate().map(|(at, whole)| whole.checked(Some(&ids[..at])));
@@ -128,7 +128,37 @@ fn read(bytes: &[u8]) -> Result<Vec<Read>, Refused> {
         let detail = format!("a batch has 1 to {MOST} submissions, and this one has {}", submissions.len());
         return Err(Refused::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-submission", detail));
     }
+    refuse_altered(bytes, &mut submissions)?;
     Ok(ids.into_iter().zip(submissions).collect())
+}
+
+/// Refuses those with numbers that would not arrive as they were sent.
+fn refuse_altered(bytes: &[u8], submissions: &mut [Result<wire::Submission, Refused>]) -> Result<(), Refused> {
+    let altered = taxiway_job::out_of_range(bytes);
+    if altered.len() == OutOfRange::MOST {
+        // There may be more than these, and nobody knows where.
+        return submission::unaltered(bytes);
+    }
+    // A number's place in the batch: perhaps its list, the submission, and its place in that.
+    let place = |found: &OutOfRange| {
+        let mut steps = found.path.trim_start_matches('/').splitn(3, '/');
+        let first = steps.next()?;
+        let at = first.parse().ok().or_else(|| steps.next()?.parse().ok())?;
+        let rest: Vec<&str> = steps.collect();
+        Some((at, format!("/{}", rest.join("/"))))
+    };
+    let mut problems: BTreeMap<usize, Vec<Problem>> = BTreeMap::new();
+    for found in &altered {
+        if let Some((at, path)) = place(found) {
+            problems.entry(at).or_default().push(Problem { path, ..submission::number_out_of_range(found) });
+        }
+    }
+    for (at, problems) in problems {
+        if let Some(submission) = submissions.get_mut(at).filter(|submission| submission.is_ok()) {
+            *submission = Err(Refused::problems("invalid-submission", problems));
+        }
+    }
+    Ok(())
 }
 
 fn list_of<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<Vec<T>, serde_json::Error> {
@@ -308,6 +338,20 @@ mod tests {
     fn what_is_wrong_with_one_is_said_of_that_one() {
         let wrong = Some("invalid-submission".to_owned());
         assert_eq!(codes(r#"[{"comand": ["a"]}, {"gpus": 1}, ["a"], 7]"#), [wrong.clone(), None, wrong.clone(), wrong]);
+    }
+
+    #[test]
+    fn a_number_that_would_be_altered_refuses_its_own_submission() {
+        let wrong = r#"{"config": {"seed": 123456789012345678901, "deep": [{"a": 98765432109876543210987}]}}"#;
+        for body in [format!("[{{}}, {wrong}]"), format!(r#"{{"jobs": [{{}}, {wrong}]}}"#)] {
+            let read = read(body.as_bytes()).expect("a batch");
+            assert!(read[0].1.is_ok(), "{body}");
+            let refused = read[1].1.as_ref().expect_err("refused");
+            let paths: Vec<&str> = refused.document().problems.iter().map(|problem| problem.path.as_str()).collect();
+            assert_eq!(paths, ["/config/seed", "/config/deep/0/a"], "{body}");
+        }
+        let many = format!("[{{\"config\": {{\"a\": [{}]}}}}]", vec!["123456789012345678901"; 200].join(","));
+        assert!(read(many.as_bytes()).is_err());
     }
 
     #[test]

@@ -13,7 +13,8 @@ use taxiway_job::{JobId, State as JobState};
 use super::super::answer::Refused;
 use super::super::gate::Caller;
 use super::super::wire::{CancelFilter, CancelMany, CancelledItem, CancelledMany};
-use super::super::{Api, State, body};
+use super::super::wrong_type::{self, Unread};
+use super::super::{Api, State, body, submission};
 use super::{jobs, operate};
 use crate::store::{JobFilter, Scope};
 
@@ -25,7 +26,10 @@ const AT_A_TIME: usize = 256;
 
 pub(super) async fn cancel(api: State, caller: Caller, headers: HeaderMap, body: Body) -> Result<Response, Refused> {
     let bytes = body::json(&headers, body).await?;
-    let asked: CancelMany = serde_json::from_slice(&bytes).map_err(|error| not_understood(&error.to_string()))?;
+    let asked: CancelMany = wrong_type::read(&bytes).map_err(|error| match error {
+        Unread::NotJson(error) => submission::malformed(&error),
+        Unread::Wrong(what) => not_understood(&what),
+    })?;
     let (ids, more) = match (asked.ids, asked.filter) {
         (Some(ids), None) if ids.len() <= MOST => (ids, false),
         (Some(_), None) => return Err(not_understood(&format!("`ids` has at most {MOST} ids"))),

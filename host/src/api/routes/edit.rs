@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Path;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::{Map, Value};
 use taxiway_job::{Job, State as JobState};
@@ -15,7 +15,6 @@ use super::super::wire::Submission;
 use super::super::{Api, State, body, submission};
 use super::{jobs, operate, submit};
 use crate::queue::QueueError;
-use crate::store::Scope;
 
 /// How often an edit without `If-Match` begins again when somebody else was faster.
 const TRIES: usize = 5;
@@ -36,9 +35,8 @@ pub(super) async fn edit(
 ) -> Result<Response, Refused> {
     let id = operate::own_job(&api, &caller, &id).await?;
     let patch = body::merge_patch(&headers, body).await?;
-    check(&caller, &patch)?;
-    let expected = headers.get(header::IF_MATCH).map(|value| value.to_str().unwrap_or_default());
-    change(&api, &caller, id, &patch, expected).await?;
+    check(&api, &caller, &patch)?;
+    change(&api, &caller, id, &patch, operate::if_match(&headers).as_deref()).await?;
     operate::job_now(&api, id).await
 }
 
@@ -48,11 +46,11 @@ pub(super) async fn change(
     caller: &Caller,
     id: taxiway_job::JobId,
     patch: &Map<String, Value>,
-    expected: Option<&str>,
+    expected: Option<&[u32]>,
 ) -> Result<(), Refused> {
     for _ in 0..TRIES {
         let (job, _) = jobs::find(api, id).await?;
-        if expected.is_some_and(|expected| !matches(expected, &job)) {
+        if expected.is_some_and(|revisions| !revisions.contains(&job.revision)) {
             return Err(QueueError::Changed(id).into());
         }
         match apply(api, caller, job, patch).await {
@@ -82,7 +80,7 @@ impl From<Refused> for Failed {
     }
 }
 
-fn check(caller: &Caller, patch: &Map<String, Value>) -> Result<(), Refused> {
+fn check(api: &Api, caller: &Caller, patch: &Map<String, Value>) -> Result<(), Refused> {
     let wrong: Vec<_> = NOT_EDITABLE
         .into_iter()
         .filter(|(field, _)| patch.contains_key(*field))
@@ -95,17 +93,14 @@ fn check(caller: &Caller, patch: &Map<String, Value>) -> Result<(), Refused> {
     if !wrong.is_empty() {
         return Err(Refused::problems("invalid-submission", wrong));
     }
-    if patch.contains_key("command") && caller.scope < Scope::Operate {
-        let detail = format!("`{}` has the scope `submit`, which does not change commands", caller.name);
+    if patch.contains_key("command") && !submit::may_run_commands(api, caller) {
+        let detail = format!(
+            "`{}` has the scope `submit`, which does not change commands unless server.allow_commands is set",
+            caller.name
+        );
         return Err(Refused::new(StatusCode::FORBIDDEN, "command-not-allowed", detail));
     }
     Ok(())
-}
-
-/// Whether an `If-Match` lets the job through (RFC 9110, section 13.1.1).
-fn matches(expected: &str, job: &Job) -> bool {
-    let tag = jobs::etag(job);
-    expected.split(',').map(str::trim).any(|one| one == "*" || one == tag)
 }
 
 async fn apply(api: &Api, caller: &Caller, job: Job, patch: &Map<String, Value>) -> Result<(), Failed> {
@@ -118,13 +113,18 @@ async fn apply(api: &Api, caller: &Caller, job: Job, patch: &Map<String, Value>)
                 let problem = problem("", "no-time", "`time_limit` is 0; null takes the limit away");
                 return Err(Refused::problems("rejected", vec![problem]).into());
             }
-            api.service.queue.set_time_limit(id, limit, &caller.name).await?;
+            // From the limit that was read, and from no other.
+            let at = [job.revision];
+            api.service.queue.at(Some(&at)).set_time_limit(id, job.spec.time_limit, limit, &caller.name).await?;
             return Ok(());
         }
         state => return Err(QueueError::Illegal { id, state, verb: "edit" }.into()),
     }
     let mut draft = submission::draft(id, patched(&job, patch)?);
-    draft.problems = submit::unknown_predecessors(api, &draft.terms).await?;
+    // One that it came after already may have been removed since: that is no fault of this change.
+    let before: Vec<_> = job.spec.terms.predecessors().map(|(job, _)| job).collect();
+    let new = draft.terms.predecessors().map(|(job, _)| job).filter(|job| !before.contains(job)).collect();
+    draft.problems = submit::unknown_jobs(api, new).await?;
     (draft.array, draft.terms.array) = (job.spec.array.clone(), job.spec.terms.array);
     let admitted = api.service.admission.judge(draft, &job.submitted_by, false).await.map_err(Refused::from)?.job;
     if admitted.state == JobState::Held && job.state == JobState::Queued {
@@ -233,13 +233,5 @@ mod tests {
         let refused = patched(&queued_job(), &patch(json!({"gpu": 1, "priority": "high"}))).expect_err("refused");
         let paths: Vec<&str> = refused.document().problems.iter().map(|problem| problem.path.as_str()).collect();
         assert_eq!(paths, ["/priority", "/gpu"]);
-    }
-
-    #[test]
-    fn an_if_match_names_the_revision_or_any() {
-        let job = queued_job();
-        for (expected, lets_through) in [("\"1\"", true), ("*", true), ("\"7\", \"1\"", true), ("\"2\"", false)] {
-            assert_eq!(matches(expected, &job), lets_through, "{expected}");
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::Path;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use taxiway_job::Time;
 
@@ -12,20 +12,26 @@ use super::super::{Api, State, wire};
 use super::{jobs, operate};
 use crate::queue::QueueError;
 use crate::retention;
-use crate::store::{Change, EndedJob, StoreError};
+use crate::store::{Change, DeliveryStatus, EndedJob, StoreError};
 
 /// Removes a job that has ended, with its history and its logs. What it wrote into its own directory stays.
-pub(super) async fn remove(api: State, caller: Caller, Path(id): Path<String>) -> Result<Response, Refused> {
+pub(super) async fn remove(
+    api: State,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     let id = jobs::parse_id(&id)?;
     operate::may_change(&api, &caller, id).await?;
     let store = &api.service.store;
-    let finished_at = removable(&api, id).await?;
+    let expected = operate::if_match(&headers);
+    let finished_at = removable(&api, id, expected.as_deref()).await?;
     let launches = store.attempts(id).await?.into_iter().map(|attempt| attempt.launch).collect();
     match store.commit(vec![Change::Remove { job: id, at: Time::now(), by: caller.name.to_string() }]).await {
         Ok(()) => {}
         // It was removed or retried in this very moment: the second look says which.
         Err(error @ StoreError::Conflict(_)) => {
-            removable(&api, id).await?;
+            removable(&api, id, expected.as_deref()).await?;
             return Err(error.into());
         }
         Err(error) => return Err(error.into()),
@@ -37,12 +43,26 @@ pub(super) async fn remove(api: State, caller: Caller, Path(id): Path<String>) -
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// When the job ended.
-async fn removable(api: &Api, id: taxiway_job::JobId) -> Result<Time, Refused> {
+/// When the job ended, if nothing keeps it from being removed.
+async fn removable(api: &Api, id: taxiway_job::JobId, expected: Option<&[u32]>) -> Result<Time, Refused> {
     let (job, _) = jobs::find(api, id).await?;
-    match job.finished_at.filter(|_| job.state.has_ended()) {
-        Some(finished_at) => Ok(finished_at),
-        None => Err(QueueError::Illegal { id, state: job.state, verb: "remove" }.into()),
+    if expected.is_some_and(|revisions| !revisions.contains(&job.revision)) {
+        return Err(QueueError::Changed(id).into());
+    }
+    let Some(finished_at) = job.finished_at.filter(|_| job.state.has_ended()) else {
+        return Err(QueueError::Illegal { id, state: job.state, verb: "remove" }.into());
+    };
+    let deliveries = api.service.store.deliveries_of(id).await?;
+    match deliveries.iter().find(|delivery| delivery.status == DeliveryStatus::Waiting) {
+        None => Ok(finished_at),
+        Some(waiting) => {
+            let detail = format!(
+                "the plugin `{}` is yet to be told that job {id} is {}: the job can be removed once that is done or given up \
+                 (GET /api/v1/deliveries?job_id={id})",
+                waiting.plugin, waiting.end
+            );
+            Err(Refused::new(StatusCode::CONFLICT, "delivery-waiting", detail))
+        }
     }
 }
 

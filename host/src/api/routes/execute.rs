@@ -17,6 +17,7 @@ use taxiway_job::{Job, JobId};
 use super::super::answer::Refused;
 use super::super::gate::Caller;
 use super::super::wire::training::{self, Execute, Executed};
+use super::super::wrong_type::{self, Unread};
 use super::super::{Api, State, body, submission};
 use super::{jobs, submit};
 use crate::admission::Draft;
@@ -58,17 +59,14 @@ async fn run(api: &Api, caller: &Caller, headers: &HeaderMap, body: Body) -> Res
     let bytes = body::large_json(api, headers, body).await?;
     let hash = BodyHash(Sha256::digest(&bytes).into());
     submission::is_object(&bytes)?;
-    let request: Execute<'_> = serde_json::from_slice(&bytes).map_err(|error| {
-        if error.is_data() {
-            Refused::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "invalid-submission",
-                format!("the request is not understood: {error}"),
-            )
-        } else {
-            submission::malformed(&error)
+    let request: Execute<'_> = wrong_type::read(&bytes).map_err(|error| match error {
+        Unread::NotJson(error) => submission::malformed(&error),
+        Unread::Wrong(what) => {
+            let detail = format!("the request is not understood: {what}");
+            Refused::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-submission", detail)
         }
     })?;
+    submission::unaltered(&bytes)?;
     if let Some(execution_id) = &request.execution_id
         && let Some(executed) = earlier(api, execution_id, hash).await?
     {

@@ -39,7 +39,8 @@ pub(super) async fn explain(api: State, Path(id): Path<String>) -> Result<Respon
 /// When a queued job will start: what runs tells by its progress, and everything else by the median of its kind.
 async fn expected_start(api: &Api, id: JobId, now: Time) -> Result<Option<Time>, Refused> {
     let Some(outlook) = api.service.queue.outlook(id).await? else { return Ok(None) };
-    let ids = outlook.running.iter().chain(&outlook.ahead).map(|(id, _)| *id).collect();
+    let running = outlook.running.iter().filter_map(|(id, _)| *id);
+    let ids = running.chain(outlook.ahead.iter().map(|(id, _)| *id)).collect();
     let courses = api.service.store.courses(ids).await?.into_iter().map(|course| (course.id, course)).collect();
     let medians = api.service.store.median_durations().await?;
     Ok(foretell(&outlook, &courses, &medians, now))
@@ -52,12 +53,12 @@ fn foretell(
     now: Time,
 ) -> Option<Time> {
     let whole = |id: &JobId| medians.get(&courses.get(id)?.kind).copied();
-    let rest = |id: &JobId| {
+    let rest = |id: &JobId| -> Option<Duration> {
         let course = courses.get(id)?;
         let ran = course.started_at.map_or(Duration::ZERO, |started| since(started, now));
         rest_by_progress(course, ran).or_else(|| Some(whole(id)?.saturating_sub(ran)))
     };
-    let running: Vec<_> = outlook.running.iter().map(|(id, slots)| (*slots, rest(id))).collect();
+    let running: Vec<_> = outlook.running.iter().map(|(id, slots)| (*slots, id.as_ref().and_then(rest))).collect();
     let ahead: Vec<_> = outlook.ahead.iter().map(|(id, slots)| (*slots, whole(id))).collect();
     let start = now.plus(expected_wait(outlook.slots, &running, &ahead, outlook.needs)?);
     Some(outlook.not_before.map_or(start, |not_before| start.max(not_before)))
@@ -91,8 +92,13 @@ mod tests {
     fn progress_tells_more_than_the_median_and_nothing_known_foretells_nothing() {
         let [running, ahead] = [JobId::new(), JobId::new()];
         let now = Time::from_millis(60_000);
-        let mut outlook =
-            Outlook { slots: 1, needs: 1, running: vec![(running, 1)], ahead: vec![(ahead, 1)], not_before: None };
+        let mut outlook = Outlook {
+            slots: 1,
+            needs: 1,
+            running: vec![(Some(running), 1)],
+            ahead: vec![(ahead, 1)],
+            not_before: None,
+        };
         let a_quarter = Progress { fraction: Some(0.25), ..Progress::default() };
         let mut courses = HashMap::from([course(running, "a", Some(a_quarter)), course(ahead, "b", None)]);
         let medians = HashMap::from([
@@ -104,6 +110,9 @@ mod tests {
         courses.extend([course(running, "a", None)]);
         assert_eq!(foretell(&outlook, &courses, &medians, now), at(40 + 10));
         assert_eq!(foretell(&outlook, &courses, &HashMap::new(), now), None);
+        outlook.running = vec![(None, 1)];
+        assert_eq!(foretell(&outlook, &courses, &medians, now), None, "nobody knows when that slot is free");
+        outlook.running = vec![(Some(running), 1)];
         outlook.not_before = at(1000);
         assert_eq!(foretell(&outlook, &courses, &medians, now), at(1000));
     }

@@ -50,7 +50,7 @@ pub(super) async fn standing_of(api: &Api, id: JobId) -> Standing {
     api.service.queue.standing(vec![id]).await.pop().unwrap_or_default()
 }
 
-/// The job, with its revision as its `ETag`: what `If-Match` of an edit compares.
+/// The job, with its revision as its `ETag`: what `If-Match` of an operation compares.
 pub(super) fn answer(job: &Job, standing: &Standing) -> Response {
     let mut response = Json(wire::Job::new(job, standing)).into_response();
     if let Ok(tag) = HeaderValue::try_from(etag(job)) {

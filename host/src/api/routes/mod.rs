@@ -57,6 +57,11 @@ impl Route {
         self.method == "post" && matches!(self.path, "/api/v1/jobs" | "/api/v1/jobs/batch")
     }
 
+    /// Whether it changes one job, and may say at which revision.
+    pub(super) fn takes_if_match(&self) -> bool {
+        self.method != "get" && self.path.starts_with("/api/v1/jobs/{id}")
+    }
+
     /// Probes know the service by its address alone.
     fn any_host(&self) -> bool {
         matches!(self.path, "/healthz" | "/readyz")

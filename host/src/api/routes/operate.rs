@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::Path;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use taxiway_job::{JobId, Target};
 
@@ -13,27 +13,60 @@ use super::super::{Api, State, body};
 use super::jobs;
 use crate::store::Scope;
 
-pub(super) async fn cancel(api: State, caller: Caller, Path(id): Path<String>) -> Result<Response, Refused> {
+/// The revisions that an `If-Match` lets through (RFC 9110, section 13.1.1); none: any. A tag that is none of ours fits nothing.
+pub(super) fn if_match(headers: &HeaderMap) -> Option<Vec<u32>> {
+    let mut tags = Vec::new();
+    for line in headers.get_all(header::IF_MATCH) {
+        tags.extend(line.to_str().unwrap_or_default().split(',').map(str::trim));
+    }
+    if tags.is_empty() || tags.contains(&"*") {
+        return None;
+    }
+    let revision = |tag: &str| tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
+    Some(tags.into_iter().filter_map(revision).collect())
+}
+
+pub(super) async fn cancel(
+    api: State,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     let id = own_job(&api, &caller, &id).await?;
-    api.service.queue.cancel(id, &caller.name).await?;
+    api.service.queue.at(if_match(&headers).as_deref()).cancel(id, &caller.name).await?;
     job_now(&api, id).await
 }
 
-pub(super) async fn hold(api: State, caller: Caller, Path(id): Path<String>) -> Result<Response, Refused> {
+pub(super) async fn hold(
+    api: State,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     let id = own_job(&api, &caller, &id).await?;
-    api.service.queue.hold(id, &caller.name).await?;
+    api.service.queue.at(if_match(&headers).as_deref()).hold(id, &caller.name).await?;
     job_now(&api, id).await
 }
 
-pub(super) async fn release(api: State, caller: Caller, Path(id): Path<String>) -> Result<Response, Refused> {
+pub(super) async fn release(
+    api: State,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     let id = own_job(&api, &caller, &id).await?;
-    api.service.queue.release(id, &caller.name).await?;
+    api.service.queue.at(if_match(&headers).as_deref()).release(id, &caller.name).await?;
     job_now(&api, id).await
 }
 
-pub(super) async fn retry(api: State, caller: Caller, Path(id): Path<String>) -> Result<Response, Refused> {
+pub(super) async fn retry(
+    api: State,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     let id = own_job(&api, &caller, &id).await?;
-    api.service.queue.retry(id, &caller.name).await?;
+    api.service.queue.at(if_match(&headers).as_deref()).retry(id, &caller.name).await?;
     job_now(&api, id).await
 }
 
@@ -46,7 +79,7 @@ pub(super) async fn requeue(
 ) -> Result<Response, Refused> {
     let id = own_job(&api, &caller, &id).await?;
     let Requeue { hold } = body::optional(&headers, body).await?.unwrap_or_default();
-    api.service.queue.requeue(id, hold, &caller.name).await?;
+    api.service.queue.at(if_match(&headers).as_deref()).requeue(id, hold, &caller.name).await?;
     job_now(&api, id).await
 }
 
@@ -62,7 +95,7 @@ pub(super) async fn move_to(
         Some(Move { to }) => target(to)?,
         None => return Err(Refused::invalid_request(format!("say where to move it: {MOVES}"))),
     };
-    api.service.queue.move_to(id, target, &caller.name).await?;
+    api.service.queue.at(if_match(&headers).as_deref()).move_to(id, target, &caller.name).await?;
     job_now(&api, id).await
 }
 
@@ -99,4 +132,28 @@ pub(super) async fn may_change(api: &Api, caller: &Caller, id: JobId) -> Result<
 pub(super) async fn job_now(api: &Api, id: JobId) -> Result<Response, Refused> {
     let (job, standing) = jobs::find(api, id).await?;
     Ok(jobs::answer(&job, &standing))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn an_if_match_names_revisions_or_any() {
+        let read = |lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(header::IF_MATCH, HeaderValue::from_static(line));
+            }
+            if_match(&headers)
+        };
+        assert_eq!(read(&[]), None);
+        assert_eq!(read(&["*"]), None);
+        assert_eq!(read(&["\"7\", \"1\""]), Some(vec![7, 1]));
+        assert_eq!(read(&["\"7\"", "\"1\""]), Some(vec![7, 1]));
+        // Weak tags and those of others fit nothing.
+        assert_eq!(read(&["W/\"1\", \"x\", 1"]), Some(Vec::new()));
+    }
 }

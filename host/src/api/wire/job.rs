@@ -97,6 +97,9 @@ pub struct Job<'a> {
     pub failure: Option<Cow<'a, Failure>>,
     /// How far it is.
     pub progress: Option<Cow<'a, Progress>>,
+    /// The only GPUs that it may have, as asked for; empty for any.
+    #[serde(default)]
+    pub requested_gpu_uuids: Cow<'a, [String]>,
     /// The GPUs it has or had; before it has any, those it asked for.
     pub gpu_uuids: Cow<'a, [String]>,
     /// What it used.
@@ -150,6 +153,7 @@ impl<'a> Job<'a> {
             exit: job.exit,
             failure: job.failure.as_ref().map(Cow::Borrowed),
             progress: standing.progress.as_ref().or(job.progress.as_ref()).map(Cow::Borrowed),
+            requested_gpu_uuids: Cow::Borrowed(&spec.terms.gpu_uuids),
             gpu_uuids: Cow::Borrowed(if job.gpu_uuids.is_empty() { &spec.terms.gpu_uuids } else { &job.gpu_uuids }),
             usage: job.usage.as_ref().map(Cow::Borrowed),
             handover: job.handover.as_ref().map(Cow::Borrowed),

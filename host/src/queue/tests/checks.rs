@@ -66,7 +66,7 @@ impl Story {
             if !self.rearranges && standing.position != places.get(&job.id).copied() {
                 wrong.push(format!("job {at} is {state} and its position is {:?}", standing.position));
             }
-            if standing.reason.is_some() != (state == State::Queued) {
+            if standing.reason.is_some() != matches!(state, State::Queued | State::Cancelling) {
                 wrong.push(format!("job {at} is {state} and its reason is {:?}", standing.reason));
             }
             if state == State::Cancelling && self.machine.runs_on(job.id) {
@@ -91,7 +91,7 @@ impl Story {
             let sure = queued
                 .iter()
                 .map(|job| job.id)
-                .filter(|id| notes.jobs[id].open == 0 && !self.machine.is_unsettled(*id))
+                .filter(|id| notes.jobs[id].open == 0 && !notes.jobs[id].limited && !self.machine.is_unsettled(*id))
                 .collect();
             self.machine.rules(|rules| rules.in_line = sure);
         }

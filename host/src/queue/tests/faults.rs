@@ -1,25 +1,26 @@
 //! Random orders of everything that can happen, with kills of the service at any point, checked against the rules.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use taxiway_job::{Job, JobId, State, Target};
+use taxiway_job::{ArrayId, ArrayLimit, Job, JobId, State, Target};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{broadcast, watch};
 
 use super::checks::all_jobs;
 use super::machine::{Kill, Known, Machine, Step};
 use super::{Service, gpus, job, virtual_slots};
-use crate::queue::{QueueError, SlotGpu};
+use crate::queue::{QueueError, SlotGpu, Submission};
 use crate::store::{BodyHash, Event};
 
 /// Enough for each kind of fault to meet each phase, and few enough for some seconds. More: `TAXIWAY_TEST_SEEDS=100..5000`.
 const SEEDS: std::ops::Range<u64> = 0..24;
 
 /// The longest wait for the owner to do something that must follow: only a failure waits this long.
-const STUCK: Duration = Duration::from_secs(20);
+const STUCK: Duration = Duration::from_secs(60);
 
 #[test]
 fn whatever_happens_in_whatever_order_the_rules_hold_and_every_job_ends() {
@@ -83,6 +84,8 @@ pub(super) struct Asked {
     /// Operations that were not answered. A kill leaves them so.
     pub(super) open: u32,
     pub(super) submitted: bool,
+    /// It is a member of an array with a limit: others may be before it in line and not start.
+    pub(super) limited: bool,
     /// Somebody asked for another attempt, or for another place in the line.
     pub(super) rearranged: bool,
     /// Somebody tried to cancel it, with or without an answer.
@@ -233,31 +236,44 @@ impl Story {
         }
     }
 
+    /// Submits a job, or an array of some.
     fn submit(&mut self, service: &Arc<Service>) {
         let most = self.slots.len().min(2);
-        let mut job = job(self.dice.below(most + 1) as u32, self.dice.below(3) as i16 - 1);
-        if self.dice.percent(15) {
-            job.state = State::Held;
+        let (gpus, priority) = (self.dice.below(most + 1) as u32, self.dice.below(3) as i16 - 1);
+        let state = if self.dice.percent(15) { State::Held } else { State::Queued };
+        let array = self.dice.percent(20).then(|| {
+            let max_parallel = NonZeroU32::MIN.saturating_add(self.dice.below(2) as u32);
+            ArrayLimit { array: ArrayId::new(), max_parallel }
+        });
+        let count = if array.is_some() { 2 + self.dice.below(3) } else { 1 };
+        let mut jobs = Vec::new();
+        for _ in 0..count {
+            let mut job = job(gpus, priority);
+            (job.state, job.spec.terms.array) = (state, array);
+            let index = {
+                let mut notes = self.notes();
+                notes.order.push(job.id);
+                let limited = array.is_some();
+                notes.jobs.insert(job.id, Asked { open: 1, limited, ..Asked::default() });
+                notes.order.len() - 1
+            };
+            let place = (-i32::from(priority), index);
+            self.machine.rules(|rules| rules.jobs.insert(job.id, Known { gpus, array, place }));
+            self.trace(format!("submit job {index}, {gpus} GPUs, priority {priority}, {state}, {array:?}"));
+            jobs.push(Arc::new(job));
         }
-        let (id, gpus) = (job.id, job.spec.gpus);
-        let index = {
-            let mut notes = self.notes();
-            notes.order.push(id);
-            notes.jobs.insert(id, Asked { open: 1, ..Asked::default() });
-            notes.order.len() - 1
-        };
-        let place = (-i32::from(job.spec.priority), index);
-        self.machine.rules(|rules| rules.jobs.insert(id, Known { gpus, place }));
-        self.trace(format!("submit job {index}, {gpus} GPUs, priority {}, {}", job.spec.priority, job.state));
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
         let (queue, notes, machine) = (service.queue.clone(), self.notes.clone(), self.machine.clone());
         tokio::spawn(async move {
-            let answer = queue.submit(Arc::new(job), BodyHash([0; 32])).await;
+            let answer = queue.submit_all(Submission { jobs, body: BodyHash([0; 32]), key: None }).await;
             let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(asked) = notes.jobs.get_mut(&id) else { return };
             match answer {
                 Ok(_) => {
-                    asked.open -= 1;
-                    asked.submitted = true;
+                    for id in ids {
+                        let Some(asked) = notes.jobs.get_mut(&id) else { continue };
+                        asked.open -= 1;
+                        asked.submitted = true;
+                    }
                 }
                 Err(QueueError::Stopping) if machine.was_killed() => {}
                 Err(error) => notes.broken.push(format!("a submission was refused: {error}")),
@@ -419,10 +435,20 @@ impl Story {
             self.trace(format!("{step:?}"));
             self.machine.step(step, &service.events).await;
         }
-        {
-            let notes = self.notes();
-            let open: Vec<usize> = (0..notes.order.len()).filter(|at| notes.jobs[&notes.order[*at]].open > 0).collect();
-            assert_eq!((notes.modes_open, open), (0, Vec::new()), "modes and jobs whose operations are not answered");
+        let waiting = std::time::Instant::now();
+        loop {
+            let unanswered = {
+                let notes = self.notes();
+                let open = (0..notes.order.len()).filter(|at| notes.jobs[&notes.order[*at]].open > 0);
+                (notes.modes_open, open.collect::<Vec<usize>>())
+            };
+            if unanswered == (0, Vec::new()) {
+                break;
+            }
+            assert!(waiting.elapsed() < STUCK, "modes and jobs whose operations are not answered: {unanswered:?}");
+            // An answer may wait for a read of the store, whose end has no event here.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            service.rest().await;
         }
         self.trace("--- finish");
         self.ask_mode(service, false);

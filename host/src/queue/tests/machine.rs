@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use taxiway_job::{JobId, LaunchId};
+use taxiway_job::{ArrayLimit, JobId, LaunchId};
 use taxiway_launcher::{Event, GoError, LaunchError, LaunchPlan, Launcher, Status, Stop, Unsettled};
 use tokio::sync::{Notify, mpsc};
 
@@ -17,6 +17,8 @@ use super::launch::{Asked, Launch, Shim};
 /// What the tester knows of a job.
 pub(super) struct Known {
     pub(super) gpus: u32,
+    /// The array that it is a member of, and how many of its members may run at a time.
+    pub(super) array: Option<ArrayLimit>,
     /// Smaller starts first.
     pub(super) place: (i32, usize),
 }
@@ -397,6 +399,13 @@ fn check_go(launches: &[Launch], at: usize, gpu_uuids: &[String], rules: &mut Ru
     let taken: u32 = alive.iter().filter_map(|other| rules.jobs.get(&other.job)).map(|other| other.gpus.max(1)).sum();
     let slots = if known.gpus == 0 { 1 } else { rules.slots };
     ensure((taken + known.gpus.max(1)) as usize <= slots, "all slots are taken");
+    if let Some(limit) = known.array {
+        let is_member = |job: &JobId| {
+            rules.jobs.get(job).and_then(|other| other.array).is_some_and(|other| other.array == limit.array)
+        };
+        let members = launches.iter().filter(|other| other.is_alive() && is_member(&other.job)).count();
+        ensure(members < limit.max_parallel.get() as usize, "as many of its array run as may");
+    }
     rules.in_line.remove(&launch.job);
     rules.broken.append(&mut broken);
 }

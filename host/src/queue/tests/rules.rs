@@ -26,7 +26,7 @@ fn up_to_go(step: &Step) -> bool {
 fn machine(slots: &[SlotGpu], jobs: &[&Job]) -> (Arc<Machine>, tempfile::TempDir) {
     let machine = Machine::new(slots.len());
     for (index, job) in jobs.iter().enumerate() {
-        let known = Known { gpus: job.spec.gpus, place: (0, index) };
+        let known = Known { gpus: job.spec.gpus, array: job.spec.terms.array, place: (0, index) };
         machine.rules(|rules| rules.jobs.insert(job.id, known));
     }
     (Arc::new(machine), tempfile::tempdir().expect("a directory"))
@@ -343,4 +343,51 @@ async fn two_moves_to_one_spot_at_once_stand_in_the_order_in_which_they_were_ask
     let standing = service.queue.standing(jobs.iter().map(|job| job.id).collect()).await;
     let positions: Vec<_> = standing.iter().filter_map(|standing| standing.position).collect();
     assert_eq!(positions, [3, 4, 2, 1]);
+}
+
+#[tokio::test]
+async fn a_slot_that_stands_idle_because_nobody_may_start_is_not_being_handed_over() {
+    let (slots, first, mut held, mut waiting, last) = (virtual_slots(1), job(1, 0), job(1, 0), job(1, 0), job(1, 0));
+    held.state = State::Held;
+    waiting.spec.terms.after = vec![held.id];
+    let (machine, directory) = machine(&slots, &[&first, &held, &waiting, &last]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    for job in [&first, &held, &waiting] {
+        service.submit(job).await;
+    }
+    service.settle(&machine, all_but_ends).await;
+    end(&service, &machine, &first, 0).await;
+    service.settle(&machine, all_but_ends).await;
+    assert!(!runs(&machine, &waiting), "it comes after one that is held");
+
+    service.queue.release(held.id, "tester").await.expect("is released");
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &held));
+    service.submit(&last).await;
+    service.settle(&machine, all_but_ends).await;
+    end(&service, &machine, &held, 0).await;
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &waiting));
+    let handover = async |job: &Job| service.store.job(job.id).await.expect("reads").expect("is there").handover;
+    assert_eq!(handover(&held).await, None, "the slot stood idle for as long as nobody released it");
+    assert!(handover(&waiting).await.is_some(), "it was made next by the end of the one before");
+    nothing_is_broken(&machine);
+}
+
+#[tokio::test]
+async fn a_time_limit_that_has_run_out_is_not_changed_any_more() {
+    let (slots, mut job) = (virtual_slots(1), job(1, 0));
+    job.spec.time_limit = Some(Duration::from_secs(3600));
+    let (machine, directory) = machine(&slots, &[&job]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.submit(&job).await;
+    service.settle(&machine, all_but_ends).await;
+    let (hour, day) = (job.spec.time_limit, Some(Duration::from_secs(86_400)));
+    service.queue.set_time_limit(job.id, hour, day, "tester").await.expect("it runs");
+    let limit = async || service.store.job(job.id).await.expect("reads").expect("is there").spec.time_limit;
+    assert_eq!(limit().await, day);
+    // By a limit of nothing its time has been up since its start.
+    let late = service.queue.set_time_limit(job.id, Some(Duration::ZERO), hour, "tester").await;
+    assert!(matches!(late, Err(QueueError::TimeIsUp(id)) if id == job.id), "{late:?}");
+    assert_eq!(limit().await, day, "nothing was stored");
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::fcntl::FallocateFlags;
 use taxiway_job::{JobId, LaunchId, ProcessSpec};
 
+use super::stranger::{self, Stranger};
 use crate::cgroup::Delegated;
 use crate::launch::{LaunchPlan, PrepareError};
 use crate::shim::DEFAULT_PATH;
@@ -55,12 +56,38 @@ pub(crate) fn launch_directory(jobs_dir: &Path, job: JobId, launch: LaunchId) ->
 }
 
 /// Makes the directory with the configuration, an empty exit record and an empty log. Leaves nothing behind when it fails.
-pub(super) fn make(jobs_dir: &Path, plan: &LaunchPlan, user: &User, limits: &Limits) -> Result<ShimPlan, PrepareError> {
+///
+/// `knows` names the launches that the host follows. None other of the job may go on.
+pub(super) fn make(
+    jobs_dir: &Path,
+    plan: &LaunchPlan,
+    user: &User,
+    limits: &Limits,
+    knows: &dyn Fn(LaunchId) -> bool,
+) -> Result<ShimPlan, PrepareError> {
     let shim_plan = fill_in(jobs_dir, plan, user, limits)?;
     let directory = launch_directory(jobs_dir, plan.job, plan.launch);
     let mut builder = DirBuilder::new();
     builder.mode(0o700);
-    builder.recursive(true).create(job_directory(jobs_dir, plan.job)).map_err(|error| failed(&directory, &error))?;
+    let job_directory = job_directory(jobs_dir, plan.job);
+    match builder.create(&job_directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            builder.recursive(true).create(&job_directory).map_err(|error| failed(&directory, &error))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let find = || stranger::find(jobs_dir, plan.job, knows);
+            let found = match find() {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && restore_access(&directory) => find(),
+                found => found,
+            };
+            let found = found.map_err(|error| failed(&directory, &error))?;
+            if let Some(Stranger { launch, shim_pid, .. }) = found {
+                return Err(PrepareError::StillRunning { launch, shim_pid });
+            }
+        }
+        Err(error) => return Err(failed(&directory, &error)),
+    }
     builder.recursive(false);
     let created = match builder.create(&directory) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && restore_access(&directory) => {

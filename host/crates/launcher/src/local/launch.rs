@@ -17,7 +17,8 @@ use super::directory::{self, launch_directory};
 use super::patience::{ANSWER_TIMEOUT, Late, Patience};
 use super::settle::{self, Settled};
 use super::spawner::Spawner;
-use crate::launch::{Event, LaunchPlan, Settlement, StoredPhase};
+use super::stranger::Stranger;
+use crate::launch::{Event, LaunchPlan, PrepareError, Settlement, StoredPhase};
 use crate::progress;
 use crate::rules::Known;
 use crate::wire::{Lines, Report, Request, ShimPlan};
@@ -64,6 +65,19 @@ pub(super) enum Parent {
     Spawner(Spawner),
     /// One of an earlier host.
     Earlier,
+}
+
+/// Makes a launch's directory, off the runtime.
+async fn make_directory(
+    inner: &Arc<Inner>,
+    plan: &Arc<LaunchPlan>,
+) -> Result<Result<ShimPlan, PrepareError>, JoinError> {
+    let (inner, plan) = (Arc::clone(inner), Arc::clone(plan));
+    blocking(move || {
+        let knows = |launch| inner.find(launch).is_some();
+        directory::make(&inner.jobs_dir, &plan, &inner.user, &inner.limits, &knows)
+    })
+    .await
 }
 
 /// What the spawner has said of a launch's shim.
@@ -119,16 +133,29 @@ impl Launch {
 
     /// Makes the directory.
     pub(super) async fn prepare(self: Arc<Self>, inner: &Arc<Inner>, plan: LaunchPlan) {
-        let launch = self.id;
-        let made = {
-            let inner = Arc::clone(inner);
-            blocking(move || directory::make(&inner.jobs_dir, &plan, &inner.user, &inner.limits)).await
-        };
+        let (launch, job) = (self.id, plan.job);
+        let plan = Arc::new(plan);
+        let mut made = make_directory(inner, &plan).await;
+        if let Ok(Err(PrepareError::StillRunning { launch, shim_pid })) = &made {
+            // The shim of the last attempt may be about to go.
+            Stranger { job, launch: *launch, shim_pid: *shim_pid }.may_leave(inner).await;
+            made = make_directory(inner, &plan).await;
+        }
         let plan = match made {
             Ok(Ok(plan)) => plan,
             Ok(Err(error)) => {
                 inner.launches().remove(&launch);
-                return inner.report(Event::PrepareFailed { launch, error }).await;
+                let stranger = match &error {
+                    PrepareError::StillRunning { launch, shim_pid } => {
+                        Some(Stranger { job, launch: *launch, shim_pid: *shim_pid })
+                    }
+                    _ => None,
+                };
+                inner.report(Event::PrepareFailed { launch, error }).await;
+                if let Some(stranger) = stranger {
+                    stranger.outlast(inner).await;
+                }
+                return;
             }
             // The runtime is shutting down.
             Err(_) => return,

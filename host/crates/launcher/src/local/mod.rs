@@ -11,6 +11,7 @@ mod patience;
 mod recover;
 mod settle;
 mod spawner;
+mod stranger;
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;

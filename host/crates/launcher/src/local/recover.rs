@@ -120,7 +120,7 @@ impl Launch {
 
 /// Waits until the holder of the lock is gone or a name appears in the directory: the holder may not have got as far as its
 /// socket.
-async fn wait_for_change(holder: i32, names: io::Result<Watch>) {
+pub(super) async fn wait_for_change(holder: i32, names: io::Result<Watch>) {
     let Ok(names) = names else {
         // Not even watching works (a limit of inotify(7)): the only wait by the clock, in a case that needs a person.
         return tokio::time::sleep(LOOK_AGAIN).await;

@@ -1,0 +1,87 @@
+//! NVML is installed and does not work when the service starts: nobody knows which GPUs there are until it does.
+
+use serde_json::json;
+use taxiway_fake_nvml::Machine;
+use taxiway_tests::{Events, Gate, Job, Place, Server, sh};
+
+/// `NVML_ERROR_DRIVER_NOT_LOADED`
+const DRIVER_NOT_LOADED: u32 = 9;
+
+fn without_driver(machine: &mut Machine) {
+    machine.errors.insert("nvmlInit_v2".into(), DRIVER_NOT_LOADED);
+}
+
+async fn cpu_job(server: &Server, events: &mut Events) {
+    let mut job = sh("exit 0");
+    job["gpus"] = json!(0);
+    let job = server.submit(job).await;
+    assert_eq!(events.end_of(job.id()).await, "completed", "it needs no GPU");
+}
+
+async fn waits_for(server: &Server, job: &Job, says: &str) {
+    let waiting = server.job(job.id()).await;
+    assert_eq!((waiting.state(), waiting.reason()), ("queued", Some("gpus_unavailable")));
+    let message = waiting.json["reason"]["message"].as_str().expect("a sentence");
+    assert!(message.contains(says), "{says} is not in {message}");
+}
+
+#[tokio::test]
+async fn without_a_loaded_driver_jobs_wait_for_gpus_instead_of_running_without_and_start_once_it_is_there() {
+    let place = Place::new().with_gpus(2);
+    place.change_gpus(without_driver);
+    let server = place.start().await;
+    let mut events = server.events().await;
+    let job = server.submit(sh("test \"$CUDA_VISIBLE_DEVICES\" = GPU-fake-0")).await;
+    cpu_job(&server, &mut events).await;
+    waits_for(&server, &job, "driver is not loaded").await;
+    assert_eq!(server.get("/gpus").await.expect(200).json()["items"], json!([]));
+    // It can be changed as any other, whatever it asks for.
+    server.patch(&format!("/jobs/{}", job.id()), &json!({"gpus": 2})).await.expect(200);
+    server.patch(&format!("/jobs/{}", job.id()), &json!({"gpus": 1})).await.expect(200);
+
+    let server = server.kill().await.start().await;
+    events.resume(&server).await;
+    waits_for(&server, &job, "driver is not loaded").await;
+    server.place().change_gpus(|machine| machine.errors.clear());
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    assert_eq!(server.job(job.id()).await.json["gpu_uuids"], json!(["GPU-fake-0"]));
+    assert_eq!(server.gpu(1).await["uuid"], "GPU-fake-1");
+}
+
+#[tokio::test]
+async fn gpus_none_of_which_can_be_read_are_not_taken_for_a_machine_without_gpus() {
+    let place = Place::new().with_gpus(1);
+    place.change_gpus(|machine| machine.gpus[0].lost = true);
+    let server = place.start().await;
+    let mut events = server.events().await;
+    let job = server.submit(sh("exit 0")).await;
+    cpu_job(&server, &mut events).await;
+    waits_for(&server, &job, "none of them can be used").await;
+    server.place().change_gpus(|machine| machine.gpus[0].lost = false);
+    assert_eq!(events.end_of(job.id()).await, "completed");
+}
+
+#[tokio::test]
+async fn a_job_that_runs_on_while_the_gpus_cannot_be_counted_keeps_its_own() {
+    let server = Place::new().with_gpus(2).start().await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let first = server.submit(sh(&gate.wait())).await;
+    events.job(first.id(), "running").await;
+    let place = server.kill().await;
+    place.change_gpus(without_driver);
+    let server = place.start().await;
+    events.resume(&server).await;
+    let mut both = sh("exit 0");
+    both["gpus"] = json!(2);
+    let both = server.submit(both).await;
+    waits_for(&server, &both, "driver is not loaded").await;
+    let second = server.submit(json!({"command": ["true"], "gpu_uuids": ["GPU-fake-1"], "priority": 1})).await;
+    server.place().change_gpus(|machine| machine.errors.clear());
+    assert_eq!(events.end_of(second.id()).await, "completed");
+    let held = server.gpu(0).await;
+    assert_eq!((&held["state"], &held["job_id"]), (&json!("held"), &json!(first.id())));
+    assert_eq!(server.job(both.id()).await.reason(), Some("waiting_for_gpu"));
+    gate.open();
+    assert_eq!(events.end_of(both.id()).await, "completed");
+}
