@@ -11,6 +11,7 @@ use std::ptr;
 use taxiway_job::{Limit, Resource};
 
 use super::fork;
+use super::pages::Pages;
 use crate::cgroup::Group;
 use crate::record::LaunchError;
 use crate::wire::ShimPlan;
@@ -33,7 +34,7 @@ pub(super) struct Command {
     limits: Vec<(Resource, ResourceLimit)>,
     null: OwnedFd,
     output: OwnedFd,
-    stack: Box<[u8]>,
+    stack: Pages,
     shown: Vec<String>,
 }
 
@@ -116,6 +117,11 @@ impl Command {
                 })
                 .collect::<Result<_, _>>()?
         };
+        let mut stack = Pages::new(STACK_BYTES).map_err(|error| format!("cannot get memory for a stack: {error}"))?;
+        if let Some(first_used) = stack.last_mut() {
+            // Its page is there when the child begins on it.
+            *first_used = 0;
+        }
         let null = std::fs::File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
         Ok(Self {
             argv: plan.argv.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
@@ -132,7 +138,7 @@ impl Command {
                 .collect(),
             null: null.into(),
             output,
-            stack: vec![0; STACK_BYTES].into_boxed_slice(),
+            stack,
             shown: plan.argv.clone(),
         })
     }

@@ -42,7 +42,8 @@ impl Connection {
     }
 
     fn receive(&mut self, flags: i32) -> Received {
-        let mut buffer = [0_u8; 16 << 10];
+        // Small: each page of the stack that a shim uses is copied for it. A plan that is longer comes in parts.
+        let mut buffer = [0_u8; 4 << 10];
         loop {
             // SAFETY: the buffer is valid for writes of its whole length.
             let read = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };

@@ -146,7 +146,7 @@ impl Shim {
 }
 
 /// What the children that were waited for have used, and those that they had waited for (getrusage(2)).
-fn used_by_children() -> Usage {
+pub(super) fn used_by_children() -> Usage {
     // SAFETY: a zeroed rusage is valid to be written to, and the call cannot fail with these arguments.
     let used = unsafe {
         let mut used: libc::rusage = mem::zeroed();

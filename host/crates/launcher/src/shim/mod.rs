@@ -10,6 +10,8 @@ mod end;
 mod fork;
 mod hosts;
 mod output;
+mod pages;
+mod rehearsal;
 mod start;
 mod state;
 mod stop;
@@ -78,10 +80,11 @@ impl Shim {
                 None => return Ok(None),
             }
         };
-        let shim = Self::armed(launch, directory, directories, lock, record, log, signals, timer, *plan)?;
+        let mut shim = Self::armed(launch, directory, directories, lock, record, log, signals, timer, *plan)?;
         // SAFETY: getpid has no precondition.
         let shim_pid = unsafe { libc::getpid() };
         control.send(&Report::Ready { version: VERSION, shim_pid });
+        shim.rehearse();
         Ok(Some(shim))
     }
 }

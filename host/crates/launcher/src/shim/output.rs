@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::pages::Pages;
+
 /// How much of the end of the output a capped log holds.
 const TAIL_BYTES: u64 = 64 << 10;
 /// Room for the marker within the cap.
@@ -26,7 +28,7 @@ pub(super) struct Output {
     max_size: u64,
     /// Why the log could not be written any more, if so.
     error: Option<io::Error>,
-    buffer: Box<[u8]>,
+    buffer: Pages,
 }
 
 impl Output {
@@ -46,7 +48,7 @@ impl Output {
             tail: Tail::default(),
             max_size,
             error: None,
-            buffer: vec![0; 64 << 10].into_boxed_slice(),
+            buffer: Pages::new(64 << 10)?,
         };
         Ok((output, write))
     }

@@ -158,8 +158,8 @@ impl Shim {
         timer: OwnedFd,
         plan: ShimPlan,
     ) -> Result<Self, String> {
-        let (output, write_end) =
-            Output::new(log, plan.log_max_size).map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let (output, write_end) = Output::new(log, plan.log_max_size)
+            .map_err(|error| format!("cannot make the pipe for its output: {error}"))?;
         let command = Command::new(&plan, write_end)?;
         let group = group(launch, &directory, &plan)?;
         let warning = plan.process.warning().map(|(signal, before)| (signal.number(), nanoseconds(before)));
