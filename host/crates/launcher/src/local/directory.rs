@@ -294,7 +294,7 @@ mod tests {
         let launch = jobs.path().join("job/launch");
         fs::create_dir_all(&launch).expect("directories");
         for path in [launch.as_path(), launch.parent().expect("the job's")] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0)).expect("they are ours");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("they are ours");
         }
         assert!(restore_access(&launch));
         for path in [launch.parent().expect("the job's"), &launch] {
