@@ -50,7 +50,7 @@ test: setup ## run every test
 	@if cargo nextest --version >/dev/null 2>&1; then nextest=yes; else nextest=; fi; set -x; \
 	for workspace in plugins/Cargo.toml Cargo.toml; do \
 		cargo test --locked --workspace --manifest-path $$workspace $${nextest:+--doc}; \
-		$${nextest:+cargo nextest run --locked --workspace --manifest-path $$workspace --no-fail-fast}; \
+		$${nextest:+cargo nextest run --config-file .config/nextest.toml $${CI:+--profile ci} --locked --workspace --manifest-path $$workspace --no-fail-fast}; \
 	done
 
 kills: setup ## kill -9 service, shim and both in every state of a job, ROUNDS times each (100)

@@ -1,8 +1,10 @@
--- For wrk: submits jobs, then prints one line of JSON. TOKEN is the service's admin token.
+-- For wrk: submits jobs, BATCH in each request where that is set, then prints one line of JSON. TOKEN is the service's admin token.
 wrk.method = "POST"
 wrk.headers["Authorization"] = "Bearer " .. os.getenv("TOKEN")
 wrk.headers["Content-Type"] = "application/json"
-wrk.body = '{"name": "bench", "command": ["true"], "config": {"train": {"learning_rate": 0.0002, "epochs": 3}}}'
+local job = '{"name": "bench", "command": ["true"], "config": {"train": {"learning_rate": 0.0002, "epochs": 3}}}'
+local batch = tonumber(os.getenv("BATCH") or "1")
+wrk.body = batch == 1 and job or "[" .. string.rep(job, batch, ", ") .. "]"
 
 function done(summary, latency)
   local e = summary.errors
