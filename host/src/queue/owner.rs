@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use taxiway_job::{
@@ -145,6 +146,9 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
 
 /// Longest sleep until a time of the clock: one that is set forward meanwhile is not noticed before.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// Submissions that are taken in or answered in one turn: what ends a job waits no longer than these take, a few microseconds each.
+const SUBMISSIONS_A_TURN: usize = 64;
 
 pub(super) struct Owner {
     pub(super) store: Store,
@@ -337,16 +341,17 @@ impl Owner {
                 Some(event) = events.recv() => {
                     self.launcher_event(event);
                     // What was said at once is dealt with and written at once: the start of a short job with its end.
-                    while let Ok(event) = events.try_recv() {
+                    for _ in 0..events.len() {
+                        let Ok(event) = events.try_recv() else { break };
                         self.launcher_event(event);
                     }
                 }
-                Some(done) = self.work.next() => self.done(done),
+                Some(done) = self.work.next() => self.all_done(done),
                 Some(found) = faults.recv() => found.iter().for_each(|fault| self.fault(fault)),
                 () = until(self.watch.next) => self.look_again(),
                 () = until(count) => self.count_again(),
                 command = commands.recv() => match command {
-                    Some(command) => self.command(command),
+                    Some(command) => self.commands(command, &mut commands),
                     // Every handle is gone: the service ends. What runs goes on under its shims.
                     None => return,
                 },
@@ -411,6 +416,42 @@ impl Owner {
         }
         if then.drained {
             self.drained.cancel();
+        }
+    }
+
+    /// A command and those that wait behind it, up to the first that is no submission: nothing of what a turn does has to come
+    /// between submissions, and under load a turn for each would cost as much as all the rest.
+    fn commands(&mut self, first: Command, waiting: &mut mpsc::Receiver<Command>) {
+        let mut next = Some(first);
+        for _ in 0..SUBMISSIONS_A_TURN {
+            let Some(command) = next.take() else { return };
+            let is_submission = matches!(command, Command::Submit { .. });
+            self.command(command);
+            if !is_submission {
+                return;
+            }
+            // An error means that none waits, or that the last handle is gone, which the next turn finds.
+            next = waiting.try_recv().ok();
+        }
+        if let Some(command) = next {
+            self.command(command);
+        }
+    }
+
+    /// The same with what was waited for: submissions are stored together, and answered together.
+    fn all_done(&mut self, first: Done) {
+        let mut next = Some(first);
+        for _ in 0..SUBMISSIONS_A_TURN {
+            let Some(done) = next.take() else { return };
+            let is_submission = matches!(done, Done::Submitted { .. });
+            self.done(done);
+            if !is_submission {
+                return;
+            }
+            next = self.work.next().now_or_never().flatten();
+        }
+        if let Some(done) = next {
+            self.done(done);
         }
     }
 
