@@ -115,8 +115,8 @@ mod tests {
         // A lock of this process would not be in its own way: another one takes it.
         let (ready, is_ready) = nix::unistd::pipe().expect("a pipe");
         let (stay, stays) = nix::unistd::pipe().expect("a pipe");
-        // SAFETY: the child makes system calls and leaves by _exit; it allocates nothing.
         let file = OpenOptions::new().read(true).write(true).open(&locked).expect("a file");
+        // SAFETY: the child makes system calls and leaves by _exit; it allocates nothing.
         match unsafe { nix::unistd::fork() }.expect("a fork") {
             nix::unistd::ForkResult::Child => {
                 let taken = matches!(lock::take(&file), Ok(Lock::Taken));
