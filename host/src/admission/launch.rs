@@ -1,5 +1,6 @@
 //! The last look at a job, just before its start.
 
+use futures_util::FutureExt;
 use serde_json::Value;
 use taxiway_job::{Failure, FailureClass, Job, Problem, Reason, Severity, Verdict};
 use taxiway_plugin_host::{Context, FailureKind, GpuView, Hook, JobView, Stage};
@@ -18,10 +19,12 @@ pub struct LaunchJudgement {
 }
 
 impl Admission {
-    /// Whether any plugin judges jobs of this profile just before their start. Cheap.
+    /// Whether any plugin judges jobs of this profile just before their start, or may: it is not known yet in the first moments
+    /// of the service. Cheap.
     #[must_use]
     pub fn has_launch_stage(&self, profile: Option<&str>) -> bool {
-        !self.0.hooks.in_force(Hook::Validate, Stage::Launch, profile).is_empty()
+        self.0.hooks.ready().now_or_never().is_none()
+            || !self.0.hooks.in_force(Hook::Validate, Stage::Launch, profile).is_empty()
     }
 
     /// Has the validators of the launch stage judge the next in line. `gpus` are those that it is about to get.

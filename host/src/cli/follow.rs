@@ -80,8 +80,10 @@ pub(super) async fn log_to_the_end(client: &Client, id: JobId) -> anyhow::Result
     follow(client, id, 0, Screen::new(false, true)).await
 }
 
-/// Prints the log from this byte on. A connection that breaks is made again: what counts is whether the job has ended.
+/// Prints the log from this byte on, and those of further attempts from their beginnings. A connection that breaks is made again:
+/// what counts is whether the job has ended.
 async fn follow(client: &Client, id: JobId, mut from: u64, mut screen: Screen) -> anyhow::Result<ExitCode> {
+    let mut attempt = through_restarts(async || client.job(id).await).await?.attempt;
     let mut pause = FIRST_PAUSE;
     loop {
         let before = from;
@@ -92,14 +94,21 @@ async fn follow(client: &Client, id: JobId, mut from: u64, mut screen: Screen) -
             }
         }
         let job = through_restarts(async || client.job(id).await).await?;
+        let is_another = std::mem::replace(&mut attempt, job.attempt) != job.attempt;
+        if is_another {
+            from = 0;
+            screen.begin_anew()?;
+        }
         if outcome::exit_status(&job).is_some() {
-            // The stream may have broken off before the job ended.
-            let rest = through_restarts(async || client.log(id, from, false).await).await?;
-            screen.copy(rest).await?;
+            // The stream may have broken off before the job ended. Of an attempt that never began there is no log.
+            if !is_another || job.started_at.is_some() {
+                let rest = through_restarts(async || client.log(id, from, false).await).await?;
+                screen.copy(rest).await?;
+            }
             screen.finish()?;
             return Ok(end(&job));
         }
-        if from > before {
+        if is_another || from > before {
             pause = FIRST_PAUSE;
         } else {
             // The service is there and cannot read the log. Nothing tells when it can.
@@ -133,6 +142,14 @@ impl Screen {
             Self::Bytes => write_out(bytes),
             Self::Growing(escapes) => write_out(&escapes.push(bytes)),
             Self::Whole(escapes, redraw) => write_out(&redraw.push(&escapes.push(bytes))),
+        }
+    }
+
+    /// Another log follows: what was cut off in the one before is not a part of it.
+    fn begin_anew(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Growing(escapes) => write_out(&std::mem::take(escapes).finish()),
+            Self::Bytes | Self::Whole(..) => Ok(()),
         }
     }
 

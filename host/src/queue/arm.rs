@@ -420,9 +420,16 @@ impl Owner {
             }
             self.slots.take(launch, &chosen)
         };
-        let judged = self.armed[at].judged.as_ref();
-        if judged.is_some_and(|(when, uuids)| when.elapsed() > VERDICT_AGE || *uuids != taken.uuids) {
-            // Too old to rely on, or about other GPUs: judged again, from the beginning.
+        let outdated = match &self.armed[at].judged {
+            Some((when, uuids)) => when.elapsed() > VERDICT_AGE || *uuids != taken.uuids,
+            // Nobody judged such jobs when it was armed.
+            None => {
+                let profile = self.jobs.get(job).and_then(|entry| entry.profile.as_deref());
+                self.hooks.judges_launch(profile)
+            }
+        };
+        if outdated {
+            // Too old to rely on, or about other GPUs, or never given: judged again, from the beginning.
             self.slots.free(launch, taken.idle_since);
             self.disarm(job);
             return false;

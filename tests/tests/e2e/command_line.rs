@@ -25,6 +25,14 @@ fn status(output: &Output, expected: i32) {
 }
 
 #[tokio::test]
+async fn a_follower_of_a_job_that_is_retried_reads_the_log_of_each_attempt_whole() {
+    let server = Place::new().start().await;
+    let script = "echo attempt $TAXIWAY_ATTEMPT; test $TAXIWAY_ATTEMPT = 2 && echo and more of it";
+    let arguments = ["submit", "-f", "--retries", "1", "--retry-backoff", "0", "--", "/bin/sh", "-c", script];
+    assert_eq!(stdout(&server.cli(&arguments).await), "attempt 1\nattempt 2\nand more of it\n");
+}
+
+#[tokio::test]
 async fn a_job_goes_from_submit_to_its_log_in_the_words_of_the_command_line() {
     let server = Place::new().start().await;
     let mut gate = Gate::new(server.place().path(), "gate");

@@ -71,6 +71,21 @@ async fn a_command_that_cannot_be_executed_says_why_with_its_errno() {
 }
 
 #[tokio::test]
+async fn an_end_that_does_not_fit_into_the_socket_of_its_host_is_read_from_the_record() {
+    let mut bench = Bench::new();
+    let command = [vec!["/no/such/program".to_owned()], vec!["x".repeat(50_000); 12]].concat();
+    let start = bench.ready(bench.plan(Start::new(), command.clone())).await;
+    bench.launcher.go(start.launch, &[]).expect("it is ready");
+    match bench.event().await {
+        Event::Settled { settlement: Settlement::Record(record), .. } => {
+            let Status::LaunchError(error) = &record.status else { panic!("it ran") };
+            assert_eq!((error.errno, &error.command), (libc::ENOENT, &command));
+        }
+        _ => panic!("it was told whole, or not at all"),
+    }
+}
+
+#[tokio::test]
 async fn the_environment_is_the_fixed_one_the_jobs_and_the_launchers_and_nothing_of_the_service() {
     let mut bench = Bench::new();
     // SAFETY: nextest and `--test-threads=1` aside, no other thread of this test program reads the environment.

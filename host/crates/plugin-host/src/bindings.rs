@@ -5,6 +5,7 @@ pub mod imports {
     wasmtime::component::bindgen!({
         path: "../../../wit",
         world: "taxiway:plugin/imports",
+        imports: { default: async },
     });
 }
 

@@ -223,7 +223,7 @@ impl<'a> Call<'a> {
 
     fn failed(&self, failure: Failure) -> CallError {
         let message = match self.secrets() {
-            Some(secrets) => text::clean(&secrets.redact(&failure.message), MESSAGE_LIMIT),
+            Some(secrets) => secrets.safe(&failure.message, MESSAGE_LIMIT),
             None => text::clean(&failure.message, MESSAGE_LIMIT),
         };
         CallError {

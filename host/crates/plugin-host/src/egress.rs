@@ -167,7 +167,7 @@ impl Refusals {
 fn shown_url(uri: &Uri, secrets: &Secrets) -> String {
     let plain =
         format!("{}://{}{}", uri.scheme_str().unwrap_or(""), uri.authority().map_or("", |a| a.as_str()), uri.path());
-    text::clean(&secrets.redact(&plain), 500)
+    secrets.safe(&plain, 500)
 }
 
 async fn send(

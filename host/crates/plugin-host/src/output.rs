@@ -1,7 +1,6 @@
 //! What a plugin logs and prints during one call: kept up to a limit, the rest swallowed, never a trap.
 
 use crate::secret::Secrets;
-use crate::text;
 use crate::view::LogLine;
 use bytes::Bytes;
 use std::pin::Pin;
@@ -80,12 +79,12 @@ impl Output {
         // The streams are redacted as a whole: a secret may come in two writes.
         for (level, message) in &kept.log {
             let message = if kept.swallowed { secrets.redact_cut(message) } else { secrets.redact(message) };
-            lines.extend(message.lines().map(|line| LogLine { source: level, text: text::clean(line, LINE_LIMIT) }));
+            lines.extend(message.lines().map(|line| LogLine { source: level, text: secrets.safe(line, LINE_LIMIT) }));
         }
         for (source, bytes) in [("stdout", &kept.stdout), ("stderr", &kept.stderr)] {
             let printed = String::from_utf8_lossy(bytes);
             let printed = if kept.swallowed { secrets.redact_cut(&printed) } else { secrets.redact(&printed) };
-            lines.extend(printed.lines().map(|line| LogLine { source, text: text::clean(line, LINE_LIMIT) }));
+            lines.extend(printed.lines().map(|line| LogLine { source, text: secrets.safe(line, LINE_LIMIT) }));
         }
         if kept.swallowed {
             lines.push(LogLine { source: "warn", text: "(the plugin wrote more than is kept)".to_owned() });

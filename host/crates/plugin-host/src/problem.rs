@@ -26,7 +26,7 @@ pub(crate) fn clean_problems(
         problems.sort_by_key(|problem| severity(problem.severity));
         problems.truncate(MOST_PROBLEMS);
     }
-    let safe = |text: &str, limit: usize| text::clean(&secrets.redact(text), limit);
+    let safe = |text: &str, limit: usize| secrets.safe(text, limit);
     problems
         .into_iter()
         .map(|problem| Problem {

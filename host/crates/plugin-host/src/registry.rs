@@ -87,7 +87,9 @@ impl Entry {
             Some(loading) if loading.is_compiling() => PluginState::Compiling,
             Some(_) if !runs => PluginState::Loading,
             _ if runs => PluginState::InForce,
-            _ if self.error.is_some() || self.in_force.is_some() => PluginState::Failed,
+            _ if self.error.is_some() || self.in_force.is_some() && self.folder_error.is_some() => PluginState::Failed,
+            // In force when the service ended, and not yet looked at since.
+            _ if self.in_force.is_some() => PluginState::Loading,
             _ => PluginState::Disabled,
         }
     }

@@ -1,5 +1,6 @@
 //! A plugin's secrets: given to the plugin that was granted them, taken out of everything that leaves it.
 
+use crate::text;
 use std::borrow::Cow;
 
 /// Shorter secrets are not looked for in text: they would black out ordinary words.
@@ -57,6 +58,13 @@ impl Secrets {
         text
     }
 
+    /// The text safe to show: without them, cleaned, and cut to `limit` bytes. One that comes out only when what is invisible has
+    /// been taken out of it goes, too.
+    pub fn safe(&self, text: &str, limit: usize) -> String {
+        let clean = text::clean(&self.redact(text), usize::MAX);
+        text::clean(&self.redact(&clean), limit)
+    }
+
     /// The text without them, and without a part of one at its end, where a cap has cut it off.
     pub fn redact_cut<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let whole = self.redact(text);
@@ -93,6 +101,7 @@ mod tests {
         assert_eq!(secrets.redact(r#"{"a":"hunter2\"x"}"#), r#"{"a":"[redacted]"}"#);
         assert_eq!(secrets.redact_cut("at the end: hunte"), "at the end: [redacted]");
         assert_eq!(secrets.redact_cut("nothing here"), "nothing here");
+        assert_eq!(secrets.safe("is hun\u{200b}ter2, or hunter2\n", 100), "is [redacted], or [redacted] ");
         assert_eq!(format!("{secrets:?}"), r#"["A", "B", "C"]"#);
     }
 }

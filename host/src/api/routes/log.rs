@@ -233,6 +233,10 @@ async fn over(api: &Api, id: JobId, launch: LaunchId, events: &mut Receiver<Arc<
         let latest = api.service.store.latest_launch(id).await;
         match (job, latest) {
             (Ok(Some(job)), Ok(latest)) if job.state.is_live() && latest == Some(launch) => {}
+            // It cannot be told just now; what happens next is looked at again.
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(job = %id, %error, "cannot see whether a log is at its end")
+            }
             _ => return,
         }
         if changed(id, events).await.is_none() {

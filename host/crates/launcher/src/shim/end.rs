@@ -111,14 +111,17 @@ impl Shim {
         let usage = Usage { wall_seconds: record.wall_seconds(), ..used_by_children() };
         let oom_kills = self.group.as_ref().map_or(0, Group::oom_kills);
         record.clean = Some(Clean { leftovers, at: Instant::now(), usage, log_dropped_bytes, oom_kills });
-        let mut ended = Ended { record, second_at, written, sync_at: boottime_ns() + CONFIRM_NS };
+        let mut ended = Ended { record, second_at, written, sync_at: boottime_ns() + CONFIRM_NS, untold: false };
         ended.written = self.write_ended(&ended).is_ok();
         if self.host.is_none() {
             ended.sync_at = 0;
         }
         let started = ended.record.process.filter(|_| !start_told).map(Report::Started);
         let reports = started.into_iter().chain([Report::Ended(Box::new(ended.record.clone()))]);
-        self.tell_all(reports);
+        if !self.tell_all(reports) {
+            // A record with the longest command does not fit into the socket. Leaving with an error has the host read it.
+            (ended.untold, ended.sync_at) = (true, 0);
+        }
         self.state = State::Ended(ended);
     }
 

@@ -77,10 +77,8 @@ impl Shim {
     }
 
     /// Tells of several things at once.
-    pub(super) fn tell_all(&self, reports: impl IntoIterator<Item = Report>) {
-        if let Some(host) = &self.host {
-            host.send_all(reports);
-        }
+    pub(super) fn tell_all(&self, reports: impl IntoIterator<Item = Report>) -> bool {
+        self.host.as_ref().is_none_or(|host| host.send_all(reports))
     }
 
     /// Takes a connection that may be a restarted host's.

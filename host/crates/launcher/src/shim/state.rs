@@ -132,6 +132,8 @@ pub(super) struct Ended {
     pub(super) written: bool,
     /// When to make it durable.
     pub(super) sync_at: u64,
+    /// The host could not be told of it whole: it has to look at the record.
+    pub(super) untold: bool,
 }
 
 /// Whether the shim stays.

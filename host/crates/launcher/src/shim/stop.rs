@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::LEFT;
 use super::end::RETRY_NS;
 use super::start::make_durable;
 use super::state::{Kill, Killing, Limits, Listener, Running, Shim, State, Stay, Stopping};
+use super::{GAVE_UP, LEFT};
 use crate::cgroup::Group;
 use crate::clock::boottime_ns;
 use crate::processes::{self, Ending};
@@ -80,7 +80,7 @@ impl Shim {
             State::Ended(ended) if ended.sync_at <= now => {
                 let saved = Self::save(&self.record, ended, &self.directories);
                 if saved.is_ok() {
-                    return Stay::No(LEFT);
+                    return Stay::No(if ended.untold { GAVE_UP } else { LEFT });
                 }
                 // A full disk: the record lives in this process and its answers until there is room.
                 ended.sync_at = now + RETRY_NS;

@@ -4,7 +4,6 @@ use crate::bindings::metadata::exports::taxiway::plugin::metadata as wit;
 use crate::bindings::types::Severity;
 use crate::call::{Call, Failure};
 use crate::plugin::Plugin;
-use crate::text;
 use crate::view::CallError;
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -53,7 +52,7 @@ impl Plugin {
                 .boxed()
             })
             .await?;
-        let safe = |text: &str, limit| text::clean(&loaded.secrets.redact(text), limit);
+        let safe = |text: &str, limit| loaded.secrets.safe(text, limit);
         let mut described = Description {
             version: safe(&description.version, 64),
             summary: safe(&description.summary, 300),

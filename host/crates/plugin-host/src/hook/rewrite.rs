@@ -146,7 +146,7 @@ fn checked_labels(loaded: &Loaded, labels: Vec<(String, String)>) -> Result<Vec<
             if loaded.secrets.found_in(&name) {
                 return Err(Failure::malformed("the name of a label holds one of its secrets"));
             }
-            Ok((name, text::clean(&loaded.secrets.redact(&value), LABEL_VALUE_LIMIT)))
+            Ok((name, loaded.secrets.safe(&value, LABEL_VALUE_LIMIT)))
         })
         .collect()
 }

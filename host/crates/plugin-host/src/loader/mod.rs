@@ -60,11 +60,23 @@ impl Loader {
         watch: FolderWatch,
     ) -> Loader {
         let looker = Looker::new(folder, watch, ingredients.runtime.limits.manifest);
+        // Known from the first moment: who asks what is in force, and for which jobs, must not be told "nothing" because it has not
+        // been loaded yet.
+        let known: BTreeMap<String, Known> = remembered
+            .names()
+            .into_iter()
+            .map(|name| {
+                let mut known = Known::new(&name, Kept::new(&ingredients.runtime));
+                known.breaks("it has not been loaded since the service started", None, &remembered);
+                (name, known)
+            })
+            .collect();
+        registry.publish(known.values().map(|known| known.entry.clone()).collect(), true);
         Loader {
             ingredients,
             registry,
             remembered,
-            known: BTreeMap::new(),
+            known,
             loads: JoinSet::new(),
             looker: Arc::new(Mutex::new(looker)),
             scanned: false,

@@ -76,7 +76,9 @@ impl Looker {
         let wanted = self.wanted(&listing, guarding);
         let manifests = wanted.values().filter_map(|wanted| wanted.manifest.as_ref().ok());
         let named: Vec<PathBuf> = manifests.flat_map(|manifest| files_of(manifest).map(|(path, _)| path)).collect();
-        if let Err(error) = self.watch.listen_for(listing.links.into_iter().chain(named)) {
+        // The folder itself may be a link that is turned to another one.
+        let elsewhere = listing.links.into_iter().chain(named).chain([self.folder.clone()]);
+        if let Err(error) = self.watch.listen_for(elsewhere) {
             tracing::warn!(%error, "changes of files that plugins have elsewhere are not all seen: touch the manifest after changing one");
         }
         Ok(wanted)

@@ -3,7 +3,7 @@
 use crate::bench::{Bench, PATIENCE, job, submission, until, validators};
 use crate::folder::{harmless, slow_to_compile};
 use std::os::unix::fs::symlink;
-use taxiway_plugin_host::{FailureKind, Mode, OnError, PluginHost, PluginState};
+use taxiway_plugin_host::{FailureKind, Mode, OnError, Options, PluginHost, PluginState};
 
 fn names(host: &PluginHost) -> Vec<String> {
     validators(host).iter().map(|plugin| plugin.name().to_owned()).collect()
@@ -113,6 +113,34 @@ async fn the_first_start_waits_for_all_that_is_there_and_a_later_one_for_what_wa
     assert_eq!(names(&host), ["guard"]);
     let slow = host.plugins().into_iter().find(|status| status.name == "slow").unwrap();
     assert!(matches!(slow.state, PluginState::Loading | PluginState::Compiling), "{slow:?}");
+}
+
+#[tokio::test]
+async fn what_was_in_force_counts_from_the_first_moment_of_the_next_start() {
+    let bench = Bench::with("guard.wasm", harmless());
+    drop(bench.host().await);
+    let host = PluginHost::start(bench.options()).await.unwrap();
+    // The loader is a task of this thread, which has not given it a turn yet.
+    assert_eq!(names(&host), ["guard"], "who asks now must not hear that nobody judges");
+    assert_eq!((host.plugins()[0].state, host.is_ready()), (PluginState::Loading, false));
+    tokio::time::timeout(PATIENCE, host.ready()).await.expect("it is loaded");
+    assert_eq!(host.plugins()[0].state, PluginState::InForce);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_a_link_is_followed_where_it_is_turned_to() {
+    let (bench, other) = (Bench::with("first.wasm", harmless()), Bench::with("second.wasm", harmless()));
+    let link = bench.cache.path().join("plugins");
+    symlink(bench.folder.path(), &link).unwrap();
+    let options = Options { plugins_dir: link.clone(), ..bench.options() };
+    let host = PluginHost::start(options).await.unwrap();
+    tokio::time::timeout(PATIENCE, host.ready()).await.expect("it is loaded");
+    assert_eq!(names(&host), ["first"]);
+    let turned = bench.cache.path().join("turned");
+    symlink(other.folder.path(), &turned).unwrap();
+    std::fs::rename(&turned, &link).unwrap();
+    until(&host, "second", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    assert_eq!(names(&host), ["second"]);
 }
 
 #[tokio::test]

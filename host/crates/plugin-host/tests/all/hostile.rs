@@ -103,6 +103,14 @@ async fn a_huge_log_message_is_not_carried_out() {
 }
 
 #[tokio::test]
+async fn a_guest_that_calls_the_host_without_a_loop_ends_at_its_deadline() {
+    // No loop and no function of its own: epochs are looked at nowhere in it.
+    let line = "(call $log (i32.const 2) (i32.const 0) (i32.const 4000000))\n";
+    let guest = Guest::validating(&format!("{} i32.const 1024", line.repeat(10_000))).pages(1024);
+    assert_eq!(fails(guest).await.kind, FailureKind::Timeout);
+}
+
+#[tokio::test]
 async fn a_flood_of_log_lines_is_swallowed_and_no_failure() {
     let guest = Guest::validating(
         "(local $i i32)
