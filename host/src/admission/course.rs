@@ -28,11 +28,13 @@ pub(super) struct Course {
     pub(super) hold: Option<Reason>,
     /// The first plugin that failed and wants the job refused then.
     failure: Option<PluginFailure>,
+    /// The first plugin that had no place for a call just before the start, whatever it wants when it fails.
+    unasked: Option<PluginFailure>,
 }
 
 impl Course {
     pub(super) fn new(stage: Stage, problems: Vec<Problem>) -> Self {
-        Self { stage, problems, rewrites: Vec::new(), verdicts: Vec::new(), hold: None, failure: None }
+        Self { stage, problems, rewrites: Vec::new(), verdicts: Vec::new(), hold: None, failure: None, unasked: None }
     }
 
     /// Whether a plugin failed that has the job refused.
@@ -51,6 +53,11 @@ impl Course {
     /// Takes the failure that has the job refused.
     pub(super) fn take_failure(&mut self) -> Option<PluginFailure> {
         self.failure.take()
+    }
+
+    /// Takes the plugin that could not be asked and may be later.
+    pub(super) fn take_unasked(&mut self) -> Option<PluginFailure> {
+        self.unasked.take()
     }
 
     /// What to answer when the job is refused.
@@ -109,6 +116,11 @@ impl Course {
         let problem = |weight| failed(plugin.clone(), &kind, &message, weight);
         self.record(guest, hook, "failed", vec![problem(weight)], None, duration);
         if guest.mode() == Mode::Observe {
+            return;
+        }
+        if kind == FailureKind::Busy && self.stage == Stage::Launch {
+            // Nobody waits for this answer with a submission in hand: it is asked again.
+            self.unasked.get_or_insert(PluginFailure { plugin, message, limit, kind });
             return;
         }
         match on_error {

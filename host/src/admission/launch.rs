@@ -3,7 +3,7 @@
 use futures_util::FutureExt;
 use serde_json::Value;
 use taxiway_job::{Failure, FailureClass, Job, Problem, Reason, Severity, Verdict};
-use taxiway_plugin_host::{Context, FailureKind, GpuView, Hook, JobView, Stage};
+use taxiway_plugin_host::{Context, GpuView, Hook, JobView, Stage};
 
 use super::course::{Course, PLUGIN_FAILED};
 use super::{Admission, details, job_details, validate};
@@ -44,21 +44,20 @@ impl Admission {
         let context = Context { stage: Stage::Launch, dry_run: false, gpus, details: details::context_details() };
         let mut course = Course::new(Stage::Launch, Vec::new());
         validate::run(&mut course, &validators, &view, &context).await;
-        let verdict = match (errors_as_failure(&course.problems), course.take_failure()) {
-            (Some(failure), _) => LaunchVerdict::Reject(failure),
-            // Nobody has said anything against the job yet: it is judged again.
-            (None, Some(failure)) if failure.kind == FailureKind::Busy => {
-                LaunchVerdict::Wait(Reason::new("plugin_busy", failure.to_string()))
-            }
-            (None, Some(failure)) => LaunchVerdict::Reject(Failure {
+        let verdict = if let Some(failure) = errors_as_failure(&course.problems) {
+            LaunchVerdict::Reject(failure)
+        } else if let Some(failure) = course.take_failure() {
+            let limit = failure.limit.as_deref().unwrap_or(failure.kind.as_str());
+            LaunchVerdict::Reject(Failure {
                 class: FailureClass::Preflight,
                 message: format!("{failure}; it was asked just before the start"),
-                evidence: Some(format!(
-                    "{PLUGIN_FAILED}: {}",
-                    failure.limit.as_deref().unwrap_or(failure.kind.as_str())
-                )),
-            }),
-            (None, None) => course.hold.map_or(LaunchVerdict::Accept, LaunchVerdict::Hold),
+                evidence: Some(format!("{PLUGIN_FAILED}: {limit}")),
+            })
+        } else if let Some(unasked) = course.take_unasked() {
+            // Nobody has said anything against the job yet: it is judged again.
+            LaunchVerdict::Wait(Reason::new("plugin_busy", unasked.to_string()))
+        } else {
+            course.hold.map_or(LaunchVerdict::Accept, LaunchVerdict::Hold)
         };
         LaunchJudgement { verdict, verdicts: course.verdicts }
     }

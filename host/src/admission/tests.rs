@@ -388,11 +388,17 @@ async fn a_plugin_that_could_not_be_asked_is_not_blamed_and_fails_no_job() {
     assert_eq!(admitted(&[lenient], draft()).await.warnings[0].code, "plugin-busy");
 
     let job = admitted(&[], draft()).await;
-    let at_launch = Plugin { stage: Stage::Launch, ..crowded };
-    let LaunchVerdict::Wait(reason) = admission(&[at_launch]).judge_launch(&job, Vec::new()).await.verdict else {
-        panic!("it is judged again")
-    };
-    assert_eq!(reason.code, "plugin_busy");
+    for on_error in [OnError::Reject, OnError::Ignore, OnError::Hold] {
+        let crowded = Plugin { stage: Stage::Launch, does: Does::IsCrowded(on_error), ..crowded.clone() };
+        let broken = Plugin { name: "broken", does: Does::Breaks(OnError::Hold), ..crowded.clone() };
+        let judgement = admission(&[broken, crowded.clone()]).judge_launch(&job, Vec::new()).await;
+        let LaunchVerdict::Wait(reason) = judgement.verdict else { panic!("it is judged again: {judgement:?}") };
+        assert_eq!(reason.code, "plugin_busy");
+
+        let refusing = Plugin { stage: Stage::Launch, ..says("vram", &[("too-big", ERROR)]) };
+        let verdict = admission(&[refusing, crowded]).judge_launch(&job, Vec::new()).await.verdict;
+        assert!(matches!(verdict, LaunchVerdict::Reject(_)), "whatever the other would say: {verdict:?}");
+    }
 }
 
 /// A validator that answers once so many are being asked at the same time.

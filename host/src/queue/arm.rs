@@ -16,15 +16,10 @@ use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
 use tokio::time::Instant;
 
 use super::handle::Mode;
-use super::owner::{ArmPause, Done, LaunchVerdict, Owner};
+use super::owner::{Done, LaunchVerdict, Owner};
 use super::slots::SlotId;
 use crate::gpu::Looked;
 use crate::store::{Change, End, NextAttempt, StoreError};
-
-/// Arming is tried again after this long when it failed for a reason that is not the job's, and twice as long each time …
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// … up to this: nobody wants to wait longer once the disk has space again, which no event tells.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How old a verdict at launch may be when its job starts (DESIGN §4).
 const VERDICT_AGE: Duration = Duration::from_secs(10);
@@ -112,6 +107,7 @@ impl Owner {
             let candidates = if runs { self.candidates() } else { Vec::new() };
             let following = self.following(&candidates);
             self.drop_what_lost_its_place(&candidates, &following);
+            self.pauses.keep(|job| candidates.iter().any(|candidate| candidate.job == job));
             // Each start makes room for the next in line, which may be ready already.
             if !candidates.iter().any(|candidate| self.start_ready(candidate)) {
                 candidates.iter().chain(&following).for_each(|candidate| self.arm_next(candidate));
@@ -208,7 +204,7 @@ impl Owner {
 
     fn arm_next(&mut self, candidate: &Candidate) {
         let job = candidate.job;
-        if self.arm_pause.as_ref().is_some_and(|pause| pause.until.is_some())
+        if self.pauses.holds_back(job)
             // What is being taken back keeps its slots' place until it is gone.
             || self.armed.iter().any(|armed| {
                 armed.job == job || armed.unwanted && armed.shares(candidate) && !self.is_stuck(armed.job)
@@ -293,11 +289,12 @@ impl Owner {
                 armed.verdicts = verdicts;
                 armed.stage = Stage::Preparing;
                 armed.judged = judged.map(|uuids| (Instant::now(), uuids));
+                self.pauses.end_of(job);
                 self.launcher.prepare(*plan);
             }
             Planned::Refused(LaunchVerdict::Wait(reason), _) => {
                 self.armed.retain(|armed| armed.launch != launch);
-                self.pause_arming(&reason.code, reason.message);
+                self.pauses.pause(job, reason);
             }
             Planned::Refused(verdict, verdicts) => self.refuse(job, launch, verdict, verdicts),
             Planned::Impossible(why) => {
@@ -381,7 +378,7 @@ impl Owner {
             armed.stage = Stage::Ready;
             let job = armed.job;
             self.silent.remove(&job);
-            self.arm_pause = None;
+            self.pauses.end_all();
         }
     }
 
@@ -550,16 +547,7 @@ impl Owner {
     }
 
     pub(super) fn pause_arming(&mut self, code: &str, message: String) {
-        let delay = self.arm_pause.as_ref().map_or(FIRST_PAUSE, |pause| (pause.delay * 2).min(LONGEST_PAUSE));
-        let until = Some(Instant::now() + delay);
-        self.arm_pause = Some(ArmPause { until, delay, reason: Reason::new(code, message) });
-    }
-
-    /// `arm_next` may try again.
-    pub(super) fn arm_pause_ends(&mut self) {
-        if let Some(pause) = &mut self.arm_pause {
-            pause.until = None;
-        }
+        self.pauses.pause_all(Reason::new(code, message));
     }
 
     fn armed_mut(&mut self, launch: LaunchId) -> Option<&mut Armed> {

@@ -18,6 +18,7 @@ mod gpus;
 mod handle;
 mod operate;
 mod owner;
+mod pause;
 mod recover;
 mod run;
 mod samples;

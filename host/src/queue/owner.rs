@@ -23,6 +23,7 @@ use super::gpus::{Gpus, Watch};
 use super::handle::{
     Command, Mode, Operation, Queue, QueueError, Standing, Submission, Summary, Verb, WAITING_COMMANDS,
 };
+use super::pause::Pauses;
 use super::slots::{SlotGpu, Slots, Taken};
 use crate::gpu::{Fault, Looked, Measured, Released};
 use crate::store::{Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
@@ -121,7 +122,7 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         watch: Watch::default(),
         gpus,
         armed: Vec::new(),
-        arm_pause: None,
+        pauses: Pauses::default(),
         live: HashMap::new(),
         recovering: HashMap::new(),
         silent: HashMap::new(),
@@ -174,8 +175,8 @@ pub(super) struct Owner {
     pub(super) gpus: Arc<dyn Gpus>,
     /// The next in line of each lane, on its way to a shim that is ready.
     pub(super) armed: Vec<Armed>,
-    /// Arming failed for a reason that is not the job's: when to try again, and why it failed.
-    pub(super) arm_pause: Option<ArmPause>,
+    /// Arming failed for reasons that are not the jobs': when to try again, and why it failed.
+    pub(super) pauses: Pauses,
     /// Launches that were told to start.
     pub(super) live: HashMap<LaunchId, Live>,
     /// Armed launches of the previous service that are not settled, and whose they are.
@@ -253,15 +254,6 @@ impl Then {
     }
 }
 
-/// Arming failed and rests a while.
-pub(super) struct ArmPause {
-    /// None once it may be tried again.
-    pub(super) until: Option<Instant>,
-    /// How long it rests; remembered until something is armed.
-    pub(super) delay: Duration,
-    pub(super) reason: Reason,
-}
-
 /// Something that was waited for.
 pub(super) enum Done {
     /// A submission was answered.
@@ -329,7 +321,7 @@ impl Owner {
         let mut committing = self.store.committing();
         self.turn().await;
         loop {
-            let rest = self.arm_pause.as_ref().and_then(|pause| pause.until);
+            let rest = self.pauses.next_end();
             let count = self.next_count();
             let alarm = self.jobs.next_alarm().map(|at| {
                 let wait = at.as_millis().saturating_sub(Time::now().as_millis());
@@ -357,7 +349,7 @@ impl Owner {
                 },
                 // An error means that the writer has stopped: the service ends.
                 Ok(()) = committing.changed() => {}
-                () = until(rest) => self.arm_pause_ends(),
+                () = until(rest) => self.pauses.end(),
                 () = until(alarm) => self.jobs.ring(Time::now()),
                 () = until(late_start) => self.starts_are_late(),
             }

@@ -46,7 +46,7 @@ impl Owner {
         let position = self.jobs.position(id)?;
         let matter_of_time = [Condition::NotBefore, Condition::RetryBackoff];
         let unmet = matter_of_time.into_iter().fold(entry.unmet(), |unmet, condition| unmet.with(condition, false));
-        let nothing_starts = self.arm_pause.is_some() || !self.store.is_committing();
+        let nothing_starts = !self.pauses.is_empty() || !self.store.is_committing();
         if !unmet.is_empty() || position > OUTLOOK || nothing_starts {
             return None;
         }
@@ -143,8 +143,8 @@ impl Owner {
         if let Some(reason) = self.slots_taken(candidate) {
             return reason;
         }
-        if let Some(pause) = &self.arm_pause {
-            return pause.reason.clone();
+        if let Some(reason) = self.pauses.reason(id) {
+            return reason.clone();
         }
         Reason::new("starting", "it is about to start")
     }

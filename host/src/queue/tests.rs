@@ -144,6 +144,7 @@ impl Hooks for Plugins {
                 message: "it is bad".into(),
                 evidence: None,
             }),
+            "crowded" => LaunchVerdict::Wait(Reason::new("plugin_busy", "there was no place for the call")),
             "doubtful" => LaunchVerdict::Hold(Reason::new("doubtful", "somebody should look at it")),
             _ => LaunchVerdict::Accept,
         };

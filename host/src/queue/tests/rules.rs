@@ -245,6 +245,29 @@ async fn what_a_plugin_says_at_launch_is_what_becomes_of_the_job() {
 }
 
 #[tokio::test]
+async fn a_job_whose_plugin_has_no_place_waits_for_it_and_lets_those_pass_that_want_other_slots() {
+    let slots = virtual_slots(1);
+    let (mut crowded, behind, without_gpus) = (job(1, 0), job(1, 0), job(0, 0));
+    crowded.spec.profile = Some("judged".into());
+    crowded.spec.name = "crowded".into();
+    let (machine, directory) = machine(&slots, &[&crowded, &behind, &without_gpus]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.submit(&crowded).await;
+    service.submit(&behind).await;
+    let code = async |job: &Job| service.queue.standing(vec![job.id]).await[0].reason.clone();
+    while code(&crowded).await.is_none_or(|reason| reason.code != "plugin_busy") {
+        service.rest().await;
+    }
+    service.submit(&without_gpus).await;
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &without_gpus));
+    assert!(!runs(&machine, &crowded) && !runs(&machine, &behind), "the head is not overtaken");
+    assert_eq!(code(&crowded).await.expect("it waits").code, "plugin_busy");
+    assert_eq!(code(&behind).await.expect("it waits").code, "behind");
+    nothing_is_broken(&machine);
+}
+
+#[tokio::test]
 async fn a_queue_that_could_not_arm_a_job_rests_once_the_job_is_gone() {
     let (slots, job) = (virtual_slots(1), job(1, 0));
     let (machine, directory) = machine(&slots, &[&job]);
