@@ -5,7 +5,6 @@ pub mod imports {
     wasmtime::component::bindgen!({
         path: "../../../wit",
         world: "taxiway:plugin/imports",
-        imports: { default: async },
     });
 }
 

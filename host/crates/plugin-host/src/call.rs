@@ -1,5 +1,6 @@
 //! One call of one hook, under every limit: a place, a fresh store, a deadline, and an account of what happened.
 
+use crate::apart::{self, Lost};
 use crate::egress::Egress;
 use crate::plugin::{Body, Loaded, Plugin};
 use crate::quantity::{show_duration, show_size};
@@ -7,6 +8,7 @@ use crate::secret::Secrets;
 use crate::state::{State, Trace};
 use crate::stats::{LastFailure, Spent};
 use crate::text;
+use crate::turn::{Turn, Turns};
 use crate::view::{CallError, Called, FailureKind, Hook, LogLine};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,11 +24,6 @@ use wasmtime::{Store, Trap, UpdateDeadline};
 
 /// The longest message of a failure, in bytes.
 const MESSAGE_LIMIT: usize = 1024;
-
-/// Slices of one tick that a call may compute on the caller's threads before it moves to the lane. One tick can fall
-/// into any call, and a move costs a plugin of a few milliseconds more than it spares; eight hostile guests at once hold
-/// two threads for 16 ms.
-const SLICES_HERE: u32 = 4;
 
 /// How a call failed, before the plugin's name and wishes are put to it.
 #[derive(Debug)]
@@ -142,30 +139,28 @@ impl<'a> Call<'a> {
                 state = tokio::task::spawn_blocking(move || state.open_directories(&read).map(|()| state)).await??;
             }
             let mut store = Store::new(&engine, state);
-            store.limiter(|state| &mut state.limiter);
+            store.limiter_async(|state| &mut state.limiter);
             store.set_hostcall_fuel(usize::try_from(limits.transfer).unwrap_or(usize::MAX));
             store.set_max_component_handles(limits.resources);
             store.set_epoch_deadline(1);
-            let mut slices = 0;
-            store.epoch_deadline_callback(move |store| {
-                slices += 1;
-                if slices == SLICES_HERE {
-                    store.data().trace.busy.store(true, Ordering::Relaxed);
-                }
-                Ok(UpdateDeadline::Yield(1))
-            });
+            // The epoch only sends a guest to the host: what happens there is up to the turn.
+            store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Continue(1)));
+            store.call_hook_async(Turns);
             enter(store).await
         };
-        let on_lane = runtime.lane.run(guest.boxed(), &trace.busy, &loaded.unyielding);
-        match timeout_at(deadline, AssertUnwindSafe(on_lane).catch_unwind()).await {
-            Ok(Ok(Ok(Ok(answer)))) => Ok(answer),
-            Ok(Ok(Ok(Err(error)))) => Err(classify(&error, loaded, &trace)),
-            Ok(Ok(Err(_)) | Err(_)) => {
-                tracing::error!("the host panicked in a plugin's call");
-                Err(Failure::new(FailureKind::HostPanic, "the service itself failed in this call; its log says more"))
+        let running = AssertUnwindSafe(apart::run(guest.boxed(), &trace.busy)).catch_unwind();
+        let lost = match timeout_at(deadline, running).await {
+            Ok(Ok(Ok(Ok(answer)))) => return Ok(answer),
+            Ok(Ok(Ok(Err(error)))) => return Err(classify(&error, loaded, &trace)),
+            Ok(Ok(Err(lost))) => lost,
+            Ok(Err(_)) => Lost::Panicked,
+            Err(_) => {
+                let limit = format!("timeout of {}", show_duration(timeout));
+                return Err(Failure::limited(FailureKind::Timeout, limit));
             }
-            Err(_) => Err(Failure::limited(FailureKind::Timeout, format!("timeout of {}", show_duration(timeout)))),
-        }
+        };
+        tracing::error!("the service failed in a plugin's call: {lost}");
+        Err(Failure::new(FailureKind::HostPanic, "the service itself failed in this call; its log says more"))
     }
 
     /// Closes the account: counts, logs, and names the plugin in the failure.
@@ -275,7 +270,16 @@ fn last_failure(hook: Hook, error: &CallError) -> LastFailure {
 
 fn fresh_state(loaded: &Loaded, dry_run: bool, trace: Arc<Trace>) -> State {
     let egress = Egress::new(loaded.policy.clone(), dry_run, trace.clone());
-    State::new(&loaded.runtime.limits, loaded.memory, loaded.settings.clone(), loaded.secrets.clone(), egress, trace)
+    let turn = Turn::first(loaded.runtime.ticker.ticks());
+    State::new(
+        &loaded.runtime.limits,
+        loaded.memory,
+        loaded.settings.clone(),
+        loaded.secrets.clone(),
+        egress,
+        turn,
+        trace,
+    )
 }
 
 /// Names what the guest died of.
@@ -348,7 +352,6 @@ fn last_words(loaded: &Loaded, trace: &Trace) -> String {
 mod tests {
     use super::*;
     use crate::egress::Policy;
-    use crate::lane::Unyielding;
     use crate::limits::Limits;
     use crate::places::Places;
     use crate::plugin::{Hooks, Inner, Terms, Timeouts};
@@ -387,7 +390,6 @@ mod tests {
             read: Vec::new(),
             env: Vec::new(),
             places: Places::one(),
-            unyielding: Unyielding::default(),
             runtime,
         };
         Plugin(Arc::new(Inner { terms, stats: Arc::default(), body: Body::Loaded(Box::new(loaded)) }))

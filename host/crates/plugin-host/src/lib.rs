@@ -12,9 +12,9 @@
 //! caller holds its plugin as long as it likes: a swap does not disturb it. Nothing here holds a lock over a call.
 //!
 //! A call waits for one of the `places`, of which each plugin has one that no other can take, gets a fresh store, and never
-//! leaves anything behind. Three clocks bound it: the epoch `ticker` interrupts a guest that computes (it yields, and from
-//! then on runs on the `lane`, threads of lower priority; one that was seen not to yield has a thread to itself), a wall-clock
-//! deadline ends it wherever it is, and the [limits](Limits) bound what it may use. What comes out is checked by the `hook` that
+//! leaves anything behind. The `ticker` ends each `turn` of a guest after a millisecond, whether it computes or calls the host,
+//! and one that needs several turns or much memory goes on `apart`, on a thread of its own; a wall-clock deadline ends it
+//! wherever it is, and the [limits](Limits) bound what it may use. What comes out is checked by the `hook` that
 //! asked: JSON must be JSON, a path must point at something, text is cleaned of control characters and secrets.
 //!
 //! The only way out is HTTP through the two gates of `egress`. Everything else of WASI is linked, because Python and
@@ -25,6 +25,7 @@
 //! Which plugin is called when, and what follows from a verdict, is the service's `admission`; deliveries and their
 //! retries are its `outbox`. This crate knows no queue, no HTTP server and no SQL, and shows nothing of wasmtime.
 
+mod apart;
 mod bindings;
 mod call;
 mod compile;
@@ -34,7 +35,6 @@ mod folder;
 pub mod grant;
 mod hook;
 mod host;
-mod lane;
 mod limits;
 mod load;
 mod loader;
@@ -55,6 +55,7 @@ mod status;
 mod text;
 mod ticker;
 mod tls;
+mod turn;
 mod view;
 mod watch;
 

@@ -3,7 +3,6 @@
 use crate::bindings;
 use crate::egress::Policy;
 use crate::grant::variable::AllowedVariable;
-use crate::lane::Unyielding;
 use crate::limits::Limits;
 use crate::places::Places;
 use crate::runtime::Runtime;
@@ -60,8 +59,6 @@ pub(crate) struct Loaded {
     pub env: Vec<AllowedVariable>,
     /// Places for its calls.
     pub places: Places,
-    /// Whether this version was seen to keep a thread.
-    pub unyielding: Unyielding,
 }
 
 #[derive(Clone, Copy)]

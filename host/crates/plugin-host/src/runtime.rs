@@ -1,6 +1,5 @@
 //! The engine and everything that all plugins share.
 
-use crate::lane::Lane;
 use crate::limits::Limits;
 use crate::places::Shared;
 use crate::state::State;
@@ -15,7 +14,6 @@ pub struct Runtime {
     pub engine: Engine,
     pub linker: Linker<State>,
     pub ticker: Ticker,
-    pub lane: Lane,
     pub limits: Arc<Limits>,
     pub tls: Arc<Tls>,
     /// Places for calls that all plugins share.
@@ -39,7 +37,6 @@ impl Runtime {
         let linker = linker(&engine).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         Ok(Runtime {
             ticker: Ticker::start(engine.clone()).map_err(RuntimeError::Threads)?,
-            lane: Lane::start().map_err(RuntimeError::Threads)?,
             places: Shared::new(&limits),
             limits: Arc::new(limits),
             tls: Arc::new(tls),

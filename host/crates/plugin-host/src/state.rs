@@ -5,12 +5,18 @@ use crate::egress::Egress;
 use crate::limits::Limits;
 use crate::output::{Output, Stream};
 use crate::secret::Secrets;
+use crate::turn::Turn;
+use async_trait::async_trait;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use wasmtime::ResourceLimiter;
+use wasmtime::ResourceLimiterAsync;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+/// Bytes of memory that a guest may have on the caller's thread. Filling or copying it all is one instruction that nothing can
+/// interrupt: of so much it takes about a millisecond, as long as a turn. Plugins in Rust have a quarter of it.
+const MEMORY_HERE: u64 = 4 << 20;
 
 /// What outlives the store of one call: the store is gone when a call was cut off at its deadline.
 pub struct Trace {
@@ -22,7 +28,7 @@ pub struct Trace {
     pub out_of_memory: AtomicBool,
     /// The guest was refused table elements.
     pub out_of_tables: AtomicBool,
-    /// The guest computes for longer than a moment: it belongs on the lane.
+    /// The guest computes for longer than a moment or has much memory: it belongs on a thread of its own.
     pub busy: AtomicBool,
     /// HTTP requests that the guest asked for.
     pub requests: AtomicU64,
@@ -44,6 +50,11 @@ impl Trace {
             refused_requests: AtomicU64::new(0),
             denied: Mutex::new(None),
         }
+    }
+
+    /// The call leaves the caller's thread at its next pause. Tells whether that is new.
+    pub fn set_busy(&self) -> bool {
+        !self.busy.swap(true, Ordering::Relaxed)
     }
 
     /// Keeps that the host refused a request; `what` is safe to show.
@@ -70,6 +81,7 @@ pub struct State {
     secrets: Arc<Secrets>,
     random_limit: u64,
     pub(crate) limiter: Limiter,
+    pub(crate) turn: Turn,
     pub(crate) trace: Arc<Trace>,
 }
 
@@ -80,6 +92,7 @@ impl State {
         settings: Arc<str>,
         secrets: Arc<Secrets>,
         egress: Egress,
+        turn: Turn,
         trace: Arc<Trace>,
     ) -> State {
         let mut table = ResourceTable::new();
@@ -94,6 +107,7 @@ impl State {
             settings,
             secrets,
             random_limit: limits.random,
+            turn,
             limiter: Limiter {
                 memory: 0,
                 memory_limit: memory,
@@ -151,7 +165,7 @@ impl WasiHttpView for State {
 }
 
 impl host::Host for State {
-    async fn log(&mut self, level: host::Level, message: String) {
+    fn log(&mut self, level: host::Level, message: String) {
         let level = match level {
             host::Level::Trace => "trace",
             host::Level::Debug => "debug",
@@ -160,18 +174,13 @@ impl host::Host for State {
             host::Level::Error => "error",
         };
         self.trace.output.log(level, &message);
-        // Epochs end no guest that only calls the host, one call after the other without a loop: here others get their turn, and the
-        // deadline is looked at.
-        tokio::task::yield_now().await;
     }
 
-    async fn settings(&mut self) -> String {
-        tokio::task::yield_now().await;
+    fn settings(&mut self) -> String {
         self.settings.as_ref().to_owned()
     }
 
-    async fn secret(&mut self, name: String) -> Option<String> {
-        tokio::task::yield_now().await;
+    fn secret(&mut self, name: String) -> Option<String> {
         self.secrets.get(&name).map(str::to_owned)
     }
 }
@@ -188,8 +197,9 @@ pub struct Limiter {
     trace: Arc<Trace>,
 }
 
-impl ResourceLimiter for Limiter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+#[async_trait]
+impl ResourceLimiterAsync for Limiter {
+    async fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let growth = desired.saturating_sub(current) as u64;
         let Some(total) = self.memory.checked_add(growth).filter(|total| *total <= self.memory_limit) else {
             self.trace.out_of_memory.store(true, Ordering::Relaxed);
@@ -198,6 +208,10 @@ impl ResourceLimiter for Limiter {
         self.memory = total;
         self.last_growth = growth;
         self.trace.peak_memory.fetch_max(total, Ordering::Relaxed);
+        if total > MEMORY_HERE && self.trace.set_busy() {
+            // Moves before it has the memory.
+            tokio::task::yield_now().await;
+        }
         Ok(true)
     }
 
@@ -207,7 +221,7 @@ impl ResourceLimiter for Limiter {
         Ok(())
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    async fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let growth = desired.saturating_sub(current) as u64;
         let Some(total) = self.table_elements.checked_add(growth).filter(|total| *total <= self.table_limit) else {
             self.trace.out_of_tables.store(true, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The clock that interrupts busy guests. It runs only while a call is live: an idle service wakes for nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 use wasmtime::Engine;
@@ -17,9 +17,21 @@ pub struct Ticker {
 }
 
 struct Shared {
+    ticks: AtomicU64,
     live: AtomicUsize,
     parked: AtomicBool,
     ended: AtomicBool,
+}
+
+/// Reads the clock.
+#[derive(Clone)]
+pub struct Ticks(Arc<Shared>);
+
+impl Ticks {
+    /// Ticks so far.
+    pub fn now(&self) -> u64 {
+        self.0.ticks.load(Ordering::Relaxed)
+    }
 }
 
 /// Keeps the clock running while it lives.
@@ -32,6 +44,7 @@ impl Ticker {
     /// When the system has no thread to give.
     pub fn start(engine: Engine) -> std::io::Result<Ticker> {
         let shared = Arc::new(Shared {
+            ticks: AtomicU64::new(0),
             live: AtomicUsize::new(0),
             parked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -39,6 +52,11 @@ impl Ticker {
         let seen = shared.clone();
         let thread = thread::Builder::new().name("plugin-ticker".into()).spawn(move || tick(&engine, &seen))?;
         Ok(Ticker { thread: thread.thread().clone(), shared })
+    }
+
+    /// A reader of the clock.
+    pub fn ticks(&self) -> Ticks {
+        Ticks(self.shared.clone())
     }
 
     /// Counts a call as live until the guard is dropped.
@@ -76,6 +94,8 @@ fn tick(engine: &Engine, shared: &Shared) {
             continue;
         }
         thread::park_timeout(TICK);
+        // Before the epoch: a guest that the epoch sends to the host finds its turn over.
+        shared.ticks.fetch_add(1, Ordering::Relaxed);
         engine.increment_epoch();
     }
 }

@@ -33,6 +33,7 @@ fn guests() -> Vec<(&'static str, Guest)> {
         ("many instances", Guest::harmless().parts(&format!("(core module $empty) {many}"))),
         ("huge answer", Guest::validating(answer).pages(1024)),
         ("huge log message", Guest::validating(log).pages(1024)),
+        ("host calls in a row", Guest::talking("unreachable")),
         ("10,000 problems", Guest::saying(10_000, 0, "/train/lr", "too high")),
         ("panic", Guest::validating("unreachable")),
     ]

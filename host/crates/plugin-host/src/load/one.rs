@@ -7,7 +7,6 @@ use crate::egress::Policy;
 use crate::folder;
 use crate::grant::Grants;
 use crate::host::Bundled;
-use crate::lane::Unyielding;
 use crate::manifest::{Manifest, SecretSource, settings_as_json};
 use crate::places::Places;
 use crate::plugin::{Body, Inner, Loaded, Plugin, Terms, Timeouts};
@@ -174,7 +173,7 @@ pub(crate) async fn load(
         on_error: manifest.on_error,
     };
     let settings: Arc<str> = settings_as_json(&manifest.settings).to_string().into();
-    let loaded = |places, unyielding| Loaded {
+    let loaded = |places| Loaded {
         runtime: runtime.clone(),
         hooks: linked.clone(),
         timeout: Timeouts::new(&runtime.limits, manifest.timeout),
@@ -185,11 +184,10 @@ pub(crate) async fn load(
         read: grants.read.clone(),
         env: grants.env.clone(),
         places,
-        unyielding,
     };
     // Its metadata is called before the version is known, and is not among its calls for jobs.
     let description = {
-        let body = Body::Loaded(Box::new(loaded(Places::one(), Unyielding::suspected())));
+        let body = Body::Loaded(Box::new(loaded(Places::one())));
         let candidate = Plugin(Arc::new(Inner { terms: terms.clone(), stats: Arc::default(), body }));
         let _one_of_few = turn(&ingredients.describing).await?;
         candidate.describe().await.map_err(|error| LoadError::Metadata(Box::new(error)))?.unwrap_or_default()
@@ -200,7 +198,7 @@ pub(crate) async fn load(
     if !description.version.is_empty() {
         terms.version = description.version;
     }
-    let body = Body::Loaded(Box::new(loaded(kept.places.clone(), Unyielding::default())));
+    let body = Body::Loaded(Box::new(loaded(kept.places.clone())));
     let plugin = Plugin(Arc::new(Inner { terms, stats: kept.stats.clone(), body }));
     let facts = Facts {
         grants,

@@ -65,6 +65,17 @@ impl Guest {
         Guest::validating(&code).text(TEXT, "code").text(TEXT + 256, path).text(message_at, message)
     }
 
+    /// A guest that writes 3.9 MB to standard output, 10,000 times without a loop or a function of its own: epochs are looked at
+    /// nowhere in it. Then it does something else.
+    pub fn talking(then: &str) -> Guest {
+        let write = "(call $write (local.get $out) (i32.const 0) (i32.const 3900000) (i32.const 16384))\n";
+        Guest::validating(&format!("(local $out i32) (local.set $out (call $stdout)) {} {then}", write.repeat(10_000)))
+            .pages(60)
+            .importing(STANDARD_OUTPUT)
+            .calling("stdout", "cli", "get-stdout", "(result i32)")
+            .calling("write", "streams", "[method]output-stream.write", "(param i32 i32 i32 i32)")
+    }
+
     /// A guest whose `rewrite` answers with this text as the configuration.
     pub fn rewriting_to(config: &str) -> Guest {
         let code = format!(
@@ -249,6 +260,24 @@ const TYPES: &str = r#"
   (alias export $types "job" (type $job))
   (alias export $types "context" (type $context))
   (alias export $types "hook-error" (type $hook-error))"#;
+
+/// Standard output: the instances `cli` and `streams`.
+pub const STANDARD_OUTPUT: &str = r#"
+  (import "wasi:io/error@0.2.3" (instance $io-error (export "error" (type (sub resource)))))
+  (alias export $io-error "error" (type $io-error'))
+  (import "wasi:io/streams@0.2.3" (instance $streams
+    (alias outer 1 $io-error' (type $e')) (export "error" (type $e (eq $e')))
+    (export "output-stream" (type $out (sub resource)))
+    (type $stream-error' (variant (case "last-operation-failed" (own $e)) (case "closed")))
+    (export "stream-error" (type $stream-error (eq $stream-error')))
+    (export "[method]output-stream.blocking-write-and-flush"
+      (func (param "self" (borrow $out)) (param "contents" (list u8)) (result (result (error $stream-error)))))
+    (export "[method]output-stream.write"
+      (func (param "self" (borrow $out)) (param "contents" (list u8)) (result (result (error $stream-error)))))))
+  (alias export $streams "output-stream" (type $output-stream))
+  (import "wasi:cli/stdout@0.2.3" (instance $cli
+    (alias outer 1 $output-stream (type $o')) (export "output-stream" (type $o (eq $o')))
+    (export "get-stdout" (func (result (own $o))))))"#;
 
 const DESCRIPTION: &str = r#"
   (type $description' (record (field "name" string) (field "version" string) (field "summary" string) (field "settings-schema" string) (field "details" string)))

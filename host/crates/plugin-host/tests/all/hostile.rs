@@ -1,7 +1,7 @@
 //! Guests that mean harm: every call ends within its limit, names it, and leaves the service as it was.
 
 use crate::bench::{Bench, job, submission};
-use crate::guest::Guest;
+use crate::guest::{Guest, STANDARD_OUTPUT};
 use std::time::Duration;
 use taxiway_plugin_host::{CallError, FailureKind, Problem, Severity};
 
@@ -104,10 +104,12 @@ async fn a_huge_log_message_is_not_carried_out() {
 
 #[tokio::test]
 async fn a_guest_that_calls_the_host_without_a_loop_ends_at_its_deadline() {
-    // No loop and no function of its own: epochs are looked at nowhere in it.
-    let line = "(call $log (i32.const 2) (i32.const 0) (i32.const 4000000))\n";
-    let guest = Guest::validating(&format!("{} i32.const 1024", line.repeat(10_000))).pages(1024);
-    assert_eq!(fails(guest).await.kind, FailureKind::Timeout);
+    // With as much memory as a guest may have without a thread to itself.
+    let line = "(call $log (i32.const 2) (i32.const 0) (i32.const 3900000))\n";
+    let logging = Guest::validating(&format!("{} i32.const 1024", line.repeat(10_000))).pages(60);
+    for guest in [logging, Guest::talking("i32.const 1024")] {
+        assert_eq!(fails(guest).await.kind, FailureKind::Timeout);
+    }
 }
 
 #[tokio::test]
@@ -140,22 +142,7 @@ async fn a_flood_on_standard_output_is_swallowed_and_no_failure() {
          i32.const 1024",
     )
     .text(2048, "all work and no play\n")
-    .importing(
-        r#"
-  (import "wasi:io/error@0.2.3" (instance $io-error (export "error" (type (sub resource)))))
-  (alias export $io-error "error" (type $io-error'))
-  (import "wasi:io/streams@0.2.3" (instance $streams
-    (alias outer 1 $io-error' (type $e')) (export "error" (type $e (eq $e')))
-    (export "output-stream" (type $out (sub resource)))
-    (type $stream-error' (variant (case "last-operation-failed" (own $e)) (case "closed")))
-    (export "stream-error" (type $stream-error (eq $stream-error')))
-    (export "[method]output-stream.blocking-write-and-flush"
-      (func (param "self" (borrow $out)) (param "contents" (list u8)) (result (result (error $stream-error)))))))
-  (alias export $streams "output-stream" (type $output-stream))
-  (import "wasi:cli/stdout@0.2.3" (instance $cli
-    (alias outer 1 $output-stream (type $o')) (export "output-stream" (type $o (eq $o')))
-    (export "get-stdout" (func (result (own $o))))))"#,
-    )
+    .importing(STANDARD_OUTPUT)
     .calling("stdout", "cli", "get-stdout", "(result i32)")
     .calling("write", "streams", "[method]output-stream.blocking-write-and-flush", "(param i32 i32 i32 i32)");
     let bench = Bench::with("loud.wasm", guest.build());
@@ -251,14 +238,17 @@ fn asleep() -> Guest {
 async fn busy_guests_do_not_hold_the_thread_that_other_calls_need() {
     let mut bench = Bench::with("busy.wasm", Guest::validating(&format!("{FOREVER} unreachable")).build());
     bench.put("asleep.wasm", asleep().build());
+    bench.put("fills.wasm", filling().build());
+    bench.put("talks.wasm", Guest::talking("unreachable").build());
     bench.put("good.wasm", Guest::harmless().build());
     bench.limits.timeout = Duration::from_secs(600);
     let host = bench.host().await;
     let good = host.plugin("good").unwrap();
     let mut hostile = tokio::task::JoinSet::new();
-    for name in ["busy", "asleep"] {
+    // Those that fill have 100 MiB each.
+    for (name, times) in [("busy", 8), ("asleep", 8), ("talks", 8), ("fills", 2)] {
         let plugin = host.plugin(name).unwrap();
-        for _ in 0..bench.limits.parallel {
+        for _ in 0..times {
             let plugin = plugin.clone();
             hostile.spawn(async move { plugin.validate(&job(), &submission()).await });
         }
@@ -271,7 +261,7 @@ async fn busy_guests_do_not_hold_the_thread_that_other_calls_need() {
         // The turn of all the others.
         tokio::task::yield_now().await;
     }
-    println!("the slowest of 200 calls beside eight busy and eight sleeping guests took {slowest:?}");
+    println!("the slowest of 200 calls beside them took {slowest:?}");
     assert!(hostile.try_join_next().is_none(), "they are still at it");
 }
 

@@ -1,0 +1,178 @@
+//! Where busy guests go. A call starts on the caller's thread, because almost every call is over within microseconds; one that
+//! is still computing after a few ticks of the clock, or that asks for much memory, goes on on a thread of its own with a lower
+//! priority, where it stands in the way of nobody: not of the runtime that answers requests, and not of other busy guests.
+//!
+//! A step that nothing can interrupt, such as filling all of a guest's memory, so keeps no thread but its own. There are never
+//! more of these threads than places for calls.
+
+use futures_util::future::BoxFuture;
+use nix::time::{ClockId, clock_gettime};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// How far behind the service a busy guest stands on a contended core (`nice`, setpriority(2)): it gets about a tenth.
+const BUSY: libc::c_int = 10;
+
+/// How far behind everything one stands that goes on computing: a seventieth, so that forty guests that never end leave a job's
+/// processes most of the machine.
+const BUSIEST: libc::c_int = 19;
+
+/// Processor time after which a guest is one that goes on computing: Python's interpreter starts within it.
+const LONG: Duration = Duration::from_millis(250);
+
+/// Why a call that went apart has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// It panicked; standard error says how.
+    #[error("it panicked")]
+    Panicked,
+    /// The system has no thread to give.
+    #[error("there is no thread for it: {0}; raise the limit of processes")]
+    NoThread(#[from] std::io::Error),
+}
+
+/// Runs a call here as long as it is quick or asleep, and on a thread of its own as soon as `busy` is set. Dropping the returned
+/// future ends the call.
+///
+/// # Errors
+/// When the call panicked on its own thread, or there is none. A panic here unwinds.
+pub async fn run<T: Send + 'static>(mut call: BoxFuture<'static, T>, busy: &AtomicBool) -> Result<T, Lost> {
+    let early = poll_fn(|cx| match call.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending if busy.load(Ordering::Relaxed) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await;
+    match early {
+        Some(answer) => Ok(answer),
+        None => go_on(call).await,
+    }
+}
+
+async fn go_on<T: Send + 'static>(call: BoxFuture<'static, T>) -> Result<T, Lost> {
+    let (mut caller, answer) = oneshot::channel();
+    let runtime = Handle::current();
+    thread::Builder::new().name("plugin-call".into()).spawn(move || {
+        let ended = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = caller.closed() => None,
+                answer = behind_others(call) => Some(answer),
+            }
+        });
+        if let Some(answer) = ended {
+            // An error means that nobody waits for it any more.
+            drop(caller.send(answer));
+        }
+    })?;
+    // The sender is dropped without an answer only when the thread unwinds.
+    answer.await.map_err(|_| Lost::Panicked)
+}
+
+/// The call, on a thread that is nobody else's and never used again: a priority that was lowered cannot be raised.
+async fn behind_others<T>(mut call: BoxFuture<'static, T>) -> T {
+    stand_behind(BUSY);
+    let mut goes_on = false;
+    poll_fn(move |cx| {
+        let polled = call.as_mut().poll(cx);
+        if !goes_on && processor_time() > LONG {
+            goes_on = true;
+            stand_behind(BUSIEST);
+        }
+        polled
+    })
+    .await
+}
+
+fn stand_behind(niceness: libc::c_int) {
+    // SAFETY: setpriority takes plain numbers and changes nothing but the calling thread's niceness (Linux: who = 0 is the
+    // calling thread).
+    let changed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) };
+    if changed != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "a busy plugin's thread keeps its priority");
+    }
+}
+
+/// The processor time of this thread. Zero where the system does not tell.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use futures_util::future::{join_all, pending};
+    use std::sync::{Arc, Barrier};
+    use std::thread::ThreadId;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_call_stays_here_until_it_is_busy_and_pauses() {
+        let here = thread::current().id();
+        let busy = Arc::new(AtomicBool::new(false));
+        let seen = busy.clone();
+        let call = async move {
+            let mut threads: Vec<ThreadId> = vec![thread::current().id()];
+            tokio::task::yield_now().await;
+            threads.push(thread::current().id());
+            seen.store(true, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            threads.push(thread::current().id());
+            threads
+        };
+        let threads = run(call.boxed(), &busy).await.unwrap();
+        assert_eq!(threads[..2], [here, here]);
+        assert_ne!(threads[2], here);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn busy_calls_do_not_wait_for_each_other() {
+        let busy = AtomicBool::new(true);
+        // None of them ends before all have got there, and each keeps its thread while it waits.
+        let all_there = Arc::new(Barrier::new(20));
+        let calls = (0..20).map(|_| {
+            let all_there = all_there.clone();
+            let call = async move {
+                tokio::task::yield_now().await;
+                all_there.wait().is_leader()
+            };
+            run(call.boxed(), &busy)
+        });
+        let ended = join_all(calls).await;
+        assert_eq!(ended.into_iter().filter(|leads| *leads.as_ref().unwrap()).count(), 1);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_call_apart_ends_when_nobody_waits_for_it() {
+        let busy = AtomicBool::new(true);
+        let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
+        let call = async move {
+            tokio::task::yield_now().await;
+            ended.send(()).await.unwrap();
+            pending::<()>().await;
+        };
+        let mut waiting = run(call.boxed(), &busy).boxed_local();
+        tokio::select! {
+            _ = &mut waiting => unreachable!("it never ends by itself"),
+            begun = end.recv() => assert_eq!(begun, Some(())),
+        }
+        drop(waiting);
+        assert_eq!(end.recv().await, None, "what it held is dropped");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_panic_apart_is_the_end_of_that_call_alone() {
+        let busy = AtomicBool::new(true);
+        let call = async {
+            tokio::task::yield_now().await;
+            panic!("a bug of the host's")
+        };
+        let lost: Result<(), Lost> = run(call.boxed(), &busy).await;
+        assert!(matches!(lost, Err(Lost::Panicked)));
+    }
+}
