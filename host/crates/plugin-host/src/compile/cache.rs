@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -29,6 +30,8 @@ pub struct Cache {
     /// Code from another engine or other settings has another name.
     settings: u64,
     compiling: Mutex<()>,
+    /// Compilers started so far: each has files of its own, since those of the one before are removed when there is time.
+    started: AtomicU64,
 }
 
 /// The right to compile. There is one.
@@ -88,6 +91,7 @@ impl Cache {
             limits,
             settings: hasher.finish(),
             compiling: Mutex::new(()),
+            started: AtomicU64::new(0),
         };
         cache.sweep();
         Ok(cache)
@@ -110,10 +114,12 @@ impl Cache {
     ///
     /// Cancel-safe: dropping the future ends the compiler.
     pub async fn compile(&self, _turn: &Turn<'_>, sha256: &str, component: Vec<u8>) -> Result<Component, CacheError> {
-        let input = Leftover(self.folder.join(format!("{sha256}.{}.wasm", std::process::id())));
-        let output = Leftover(self.folder.join(format!("{sha256}.{}.new", std::process::id())));
+        let (process, number) = (std::process::id(), self.started.fetch_add(1, Ordering::Relaxed));
+        let file = |extension| Leftover(self.folder.join(format!("{sha256}.{process}.{number}.{extension}")));
+        let (input, output) = (file("wasm"), file("new"));
         let (from, to) = (input.0.clone(), output.0.clone());
         tokio::task::spawn_blocking(move || {
+            // An earlier process had the same number, if it was killed.
             remove(&to)?;
             remove(&from)?;
             let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&from)?;
