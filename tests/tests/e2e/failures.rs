@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use taxiway_tests::processes::shim_of;
-use taxiway_tests::{Bell, Gate, Place, Server, guest, sh};
+use taxiway_tests::{Bell, Gate, Place, Server, sh};
 
 /// Runs a job that fails and answers its class and its evidence.
 async fn failure(server: &Server, submission: Value) -> (String, String) {
@@ -169,36 +169,4 @@ async fn usage_tells_wall_time_processor_time_and_the_largest_process() {
     let number = |name: &str| usage[name].as_f64().unwrap_or_else(|| panic!("{name} in {usage}"));
     assert!(number("cpu_seconds") >= 0.3 && number("wall_seconds") >= 0.3, "{usage}");
     assert!(number("peak_rss_bytes") >= f64::from(64 << 20), "{usage}");
-}
-
-#[tokio::test]
-async fn a_job_that_a_plugin_refuses_at_its_launch_fails_in_preflight_and_nothing_of_it_runs() {
-    let schema = "bundled = \"config-schema\"\nstages = [\"launch\"]\n[settings.schema]\nrequired = [\"lr\"]\n";
-    let place = Place::new().manifest("late", schema);
-    let place = place.manifest("broken", "stages = [\"launch\"]\nprofiles = [\"fragile\"]\n");
-    let place = place.component("broken", &guest::trap()).config("[profiles.fragile]\ncommand = [\"true\"]\n");
-    let server = place.start().await;
-    let mut events = server.events().await;
-    for name in ["late", "broken"] {
-        server.plugin(name, |plugin| plugin["state"] == "in_force").await;
-    }
-    let ran = server.place().path().join("ran");
-    let job = server.submit(sh(&format!("echo ran > '{}'", ran.display()))).await;
-    let fragile = server.submit(json!({"profile": "fragile", "config": {"lr": 0.1}})).await;
-    for (id, plugin, evidence) in [(job.id(), "late", "lr"), (fragile.id(), "broken", "plugin-failed")] {
-        assert_eq!(events.end_of(id).await, "failed");
-        assert_eq!(events.story(id), ["queued", "failed"]);
-        let failed = server.job(id).await;
-        assert_eq!(failed.failure_class(), Some("preflight"), "{}", failed.json);
-        let told = failed.json["failure"].to_string();
-        assert!(told.contains(plugin) && told.contains(evidence), "{told}");
-        let explained = server.get(&format!("/jobs/{id}/explain")).await.expect(200).json();
-        let verdicts = explained["verdicts"].as_array().expect("verdicts");
-        let said = verdicts.iter().find(|verdict| verdict["plugin"] == plugin && verdict["stage"] == "launch");
-        assert!(said.is_some(), "{explained}");
-    }
-    assert!(!ran.exists());
-    let fine = sh("exit 0");
-    let fine = json!({"command": fine["command"], "config": {"lr": 0.1}});
-    assert_eq!(events.end_of(server.submit(fine).await.id()).await, "completed");
 }

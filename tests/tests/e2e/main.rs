@@ -29,6 +29,7 @@ mod log;
 mod metrics;
 mod operate;
 mod plugins;
+mod preflight;
 mod queue;
 mod restart;
 mod restore;
