@@ -62,6 +62,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     let program = std::env::current_exe().context("cannot find the taxiway program itself (/proc must be mounted)")?;
     let plugins = PluginHost::start(taxiway_plugin_host::Options {
         plugins_dir: settings.plugins_dir(),
+        state_dir: settings.data_dir.clone(),
         cache_dir: settings.cache_dir(),
         ca_file: settings.config.plugins.ca_file.clone(),
         limits: settings.config.plugins.limits.clone(),

@@ -32,9 +32,11 @@ pub struct Bundled {
 /// What the host is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where components and manifests are dropped. Made if missing; [`open`] does without.
+    /// Where components and manifests are dropped. Made if it is missing and nothing was in force; [`open`] does without.
     pub plugins_dir: PathBuf,
-    /// Compiled code and the set in force. Made if missing; only the service's user may enter it.
+    /// Where the set in force is remembered. [`open`] does without.
+    pub state_dir: PathBuf,
+    /// Compiled code, which may be deleted at any time. Made if missing; only the service's user may enter it.
     pub cache_dir: PathBuf,
     /// PEM roots for plugins' TLS, in place of the platform's.
     pub ca_file: Option<PathBuf>,
@@ -102,18 +104,24 @@ impl PluginHost {
     /// # Errors
     /// When the host cannot work at all. A broken plugin is no such error.
     pub async fn start(options: Options) -> Result<PluginHost, StartError> {
-        let folder = options.plugins_dir.clone();
+        let (folder, state_dir, cache_dir) =
+            (options.plugins_dir.clone(), options.state_dir.clone(), options.cache_dir.clone());
+        let ingredients = prepare(options).await?;
         let changed = Arc::new(Notify::new());
-        let watching = tokio::task::spawn_blocking({
+        let (remembered, watching) = tokio::task::spawn_blocking({
             let (folder, changed) = (folder.clone(), changed.clone());
             move || -> Result<_, StartError> {
-                folder::made(&folder)?;
-                FolderWatch::begin(&folder, changed).map_err(|source| StartError::Watch { folder, source })
+                let remembered = Remembered::read(&state_dir, &cache_dir);
+                // One that held plugins and is missing says nothing about them: it may be on a disk that is not mounted.
+                if remembered.names().is_empty() || folder.exists() {
+                    folder::made(&folder)?;
+                }
+                let watching = FolderWatch::begin(&folder, changed);
+                Ok((remembered, watching.map_err(|source| StartError::Watch { folder, source })?))
             }
         })
         .await
         .map_err(|error| RuntimeError::Engine(error.to_string()))??;
-        let (ingredients, remembered) = prepare(options).await?;
         let registry = Arc::new(Registry::new());
         let loader = Loader::new(folder, ingredients, registry.clone(), remembered, watching);
         let loader = tokio::spawn(loader.run(changed));
@@ -185,7 +193,7 @@ impl PluginHost {
 /// # Errors
 /// When it does not load; [`LoadError::advice`] says what to do.
 pub async fn open(options: Options, file: &Path, manifest: Option<&Path>) -> Result<(Plugin, PluginStatus), OpenError> {
-    let (ingredients, _) = prepare(options).await?;
+    let ingredients = prepare(options).await?;
     let limits = &ingredients.runtime.limits;
     let is_manifest = file.extension().is_some_and(|extension| extension == "toml");
     let beside = file.with_extension("toml");
@@ -231,22 +239,18 @@ pub async fn open(options: Options, file: &Path, manifest: Option<&Path>) -> Res
     Ok((new.plugin, entry.status()))
 }
 
-async fn prepare(options: Options) -> Result<(Ingredients, Remembered), StartError> {
+async fn prepare(options: Options) -> Result<Ingredients, StartError> {
     let prepared = tokio::task::spawn_blocking(move || -> Result<_, StartError> {
         let tls = Tls::new(options.ca_file.as_deref())?;
         let runtime = Runtime::start(options.limits, tls)?;
         let cache = Cache::open(&options.cache_dir, &options.compiler, runtime.engine.clone(), runtime.limits.clone())?;
-        let remembered = Remembered::read(&options.cache_dir);
-        Ok((
-            Ingredients {
-                runtime: Arc::new(runtime),
-                cache: Arc::new(cache),
-                bundle: options.bundled,
-                reading: Arc::new(Semaphore::new(READERS)),
-                describing: Arc::new(Semaphore::new(DESCRIBERS)),
-            },
-            remembered,
-        ))
+        Ok(Ingredients {
+            runtime: Arc::new(runtime),
+            cache: Arc::new(cache),
+            bundle: options.bundled,
+            reading: Arc::new(Semaphore::new(READERS)),
+            describing: Arc::new(Semaphore::new(DESCRIBERS)),
+        })
     });
     prepared.await.unwrap_or_else(|error| Err(RuntimeError::Engine(error.to_string()).into()))
 }

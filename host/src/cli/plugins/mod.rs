@@ -73,6 +73,7 @@ impl Source {
     async fn open(&self, settings: &Settings) -> anyhow::Result<Result<(Loaded, PluginStatus), OpenError>> {
         let options = taxiway_plugin_host::Options {
             plugins_dir: settings.plugins_dir(),
+            state_dir: settings.data_dir.clone(),
             cache_dir: cache_dir()?,
             ca_file: settings.config.plugins.ca_file.clone(),
             limits: settings.config.plugins.limits.clone(),

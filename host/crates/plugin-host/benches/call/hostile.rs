@@ -52,6 +52,7 @@ pub async fn measure(compiler: std::path::PathBuf, job: &JobView, context: &Cont
     std::fs::write(plugins_dir.join("good.wasm"), Guest::harmless().build()).expect("a file");
     let host = PluginHost::start(Options {
         plugins_dir,
+        state_dir: aside.path().to_owned(),
         cache_dir: aside.path().join("cache"),
         ca_file: None,
         limits: Limits { timeout: TIMEOUT, ..Limits::default() },

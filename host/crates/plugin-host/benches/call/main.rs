@@ -51,6 +51,7 @@ fn main() -> std::process::ExitCode {
 fn options(aside: &Path) -> Options {
     Options {
         plugins_dir: aside.join("plugins"),
+        state_dir: aside.to_owned(),
         cache_dir: aside.join("cache"),
         ca_file: None,
         limits: Limits::default(),

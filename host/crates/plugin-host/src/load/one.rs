@@ -64,18 +64,33 @@ impl Kept {
 
 /// A load under way, as others see it.
 pub(crate) struct Loading {
+    needs_compiler: AtomicBool,
     compiling: AtomicBool,
     changed: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Loading {
-    /// A load that calls `changed` whenever it begins or ends to compile.
+    /// A load that calls `changed` when it turns out to need the compiler, and whenever it begins or ends to compile.
     pub fn new(changed: impl Fn() + Send + Sync + 'static) -> Loading {
-        Loading { compiling: AtomicBool::new(false), changed: Box::new(changed) }
+        Loading {
+            needs_compiler: AtomicBool::new(false),
+            compiling: AtomicBool::new(false),
+            changed: Box::new(changed),
+        }
+    }
+
+    /// Whether its code is known not to be in the cache.
+    pub fn needs_compiler(&self) -> bool {
+        self.needs_compiler.load(Ordering::Relaxed)
     }
 
     pub fn is_compiling(&self) -> bool {
         self.compiling.load(Ordering::Relaxed)
+    }
+
+    fn is_not_cached(&self) {
+        self.needs_compiler.store(true, Ordering::Relaxed);
+        (self.changed)();
     }
 
     fn compiles(&self, compiling: bool) {
@@ -218,6 +233,7 @@ async fn compile(
     sha256: &str,
     loading: &Loading,
 ) -> Result<(Component, Option<Duration>), LoadError> {
+    loading.is_not_cached();
     let turn = ingredients.cache.turn().await;
     if let Some(found) = ingredients.cache.find(sha256).await {
         return Ok((found, None));

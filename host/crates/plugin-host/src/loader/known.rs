@@ -16,11 +16,13 @@ pub struct Known {
     /// What was last loaded, or tried.
     pub tried: Option<Wanted>,
     pub load: Option<AbortHandle>,
+    /// Its files are gone.
+    pub leaves: bool,
 }
 
 impl Known {
     pub fn new(name: &str, kept: Kept) -> Known {
-        Known { entry: blank(name, kept), tried: None, load: None }
+        Known { entry: blank(name, kept), tried: None, load: None, leaves: false }
     }
 
     /// Whether this is the load that is under way.
@@ -34,6 +36,18 @@ impl Known {
             load.abort();
         }
         self.entry.loading = None;
+    }
+
+    /// Its files are gone: what is in force stays until the loader lets it go.
+    pub fn leave(&mut self) {
+        self.stop_loading();
+        self.tried = None;
+        self.leaves = true;
+    }
+
+    /// Whether it is being loaded and its code may be in the cache.
+    pub fn may_come_at_once(&self) -> bool {
+        self.load.is_some() && self.entry.loading.as_ref().is_some_and(|loading| !loading.needs_compiler())
     }
 
     /// Puts a new version in the place of the old one.

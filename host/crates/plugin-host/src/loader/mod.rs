@@ -47,6 +47,8 @@ pub(crate) struct Loader {
     loads: JoinSet<Loaded>,
     /// Locked by one look at a time.
     looker: Arc<Mutex<Looker>>,
+    /// A load turned out to need the compiler.
+    slowed: Arc<Notify>,
     scanned: bool,
     settled: bool,
 }
@@ -79,6 +81,7 @@ impl Loader {
             known,
             loads: JoinSet::new(),
             looker: Arc::new(Mutex::new(looker)),
+            slowed: Arc::new(Notify::new()),
             scanned: false,
             settled: false,
         }
@@ -110,7 +113,13 @@ impl Loader {
                     for loaded in arrived {
                         self.apply(loaded);
                     }
+                    self.let_go();
                     self.publish().await;
+                }
+                () = self.slowed.notified() => {
+                    if self.let_go() {
+                        self.publish().await;
+                    }
                 }
             }
         }
@@ -134,18 +143,32 @@ impl Loader {
         for known in self.known.values_mut() {
             known.entry.folder_error = None;
         }
-        self.known.retain(|name, known| {
-            let stays = wanted.contains_key(name);
-            if !stays {
-                tracing::info!(plugin = name, "plugin removed");
-                known.stop_loading();
+        for (name, known) in &mut self.known {
+            if !wanted.contains_key(name) {
+                known.leave();
             }
-            stays
-        });
+        }
         for (name, wanted) in wanted {
             self.want(name, wanted);
         }
+        self.let_go();
         self.publish().await;
+    }
+
+    /// Takes out of force what was removed, once nothing is being loaded that may take its place: a file that is given another
+    /// name is one that goes and one that comes, and between the two nothing would guard the queue. Such a load is quick, since
+    /// its code is in the cache; one that has to be compiled keeps nothing in force. Tells whether anything went.
+    fn let_go(&mut self) -> bool {
+        let before = self.known.len();
+        if !self.known.values().any(Known::may_come_at_once) {
+            self.known.retain(|name, known| {
+                if known.leaves {
+                    tracing::info!(plugin = name, "plugin removed");
+                }
+                !known.leaves
+            });
+        }
+        self.known.len() < before
     }
 
     /// The plugins that are in force, and those that were when the service ended.
@@ -166,7 +189,7 @@ impl Loader {
                 known.breaks(&error, None, &self.remembered);
             }
         }
-        let advice = "Put the folder back, for the service's user alone; it is looked at again at once.";
+        let advice = "Put the folder back, for the service's user alone; it is looked at again at once. An empty one does without plugins.";
         let error = PluginError::new(&error, advice);
         for known in self.known.values_mut() {
             known.entry.folder_error = Some(error.clone());
@@ -178,6 +201,7 @@ impl Loader {
     fn want(&mut self, name: String, wanted: Wanted) {
         let kept = || Kept::new(&self.ingredients.runtime);
         let known = self.known.entry(name.clone()).or_insert_with(|| Known::new(&name, kept()));
+        known.leaves = false;
         if known.tried.as_ref().is_some_and(|tried| tried.same(&wanted)) {
             return;
         }
@@ -196,8 +220,11 @@ impl Loader {
             let error = LoadError::NoComponent { file: wanted.file(&name), name };
             return known.fail(&error, Some(&manifest), &self.remembered);
         };
-        let registry = self.registry.clone();
-        let loading = Arc::new(Loading::new(move || registry.touch()));
+        let (registry, slowed) = (self.registry.clone(), self.slowed.clone());
+        let loading = Arc::new(Loading::new(move || {
+            registry.touch();
+            slowed.notify_one();
+        }));
         known.entry.loading = Some(loading.clone());
         let (ingredients, kept, origin) = (self.ingredients.clone(), known.entry.kept.clone(), origin.clone());
         known.load = Some(self.loads.spawn(async move {
@@ -229,7 +256,8 @@ impl Loader {
     /// Lets submissions through when all is known that they wait for.
     async fn settle(&mut self) {
         let awaited = |(name, known): (&String, &Known)| {
-            known.load.is_some() && (self.remembered.is_blank() || self.remembered.get(name).is_some())
+            let guards = self.remembered.is_blank() || self.remembered.get(name).is_some();
+            known.leaves || known.load.is_some() && guards
         };
         if self.settled || !self.scanned || self.known.iter().any(awaited) {
             return;

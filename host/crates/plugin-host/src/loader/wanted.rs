@@ -128,7 +128,10 @@ impl Looker {
                 },
             );
         }
-        let unread = self.manifests.iter().find(|(_, (_, manifest))| manifest.is_err()).map(|(name, _)| name);
+        // One beside a component of its own name most likely belongs to that.
+        let may_name_another = |name: &String| !listing.components.contains_key(name);
+        let mut unread = self.manifests.iter().filter(|(_, (_, manifest))| manifest.is_err()).map(|(name, _)| name);
+        let unread = unread.find(|name| may_name_another(name));
         for (name, stamp) in &listing.components {
             if wanted.contains_key(name) || serving.contains(name) {
                 continue;

@@ -43,6 +43,7 @@ impl Bench {
     pub fn options(&self) -> Options {
         Options {
             plugins_dir: self.folder.path().to_owned(),
+            state_dir: self.cache.path().to_owned(),
             cache_dir: self.cache.path().join("cache"),
             ca_file: None,
             limits: self.limits.clone(),

@@ -2,7 +2,9 @@
 
 use crate::bench::{Bench, PATIENCE, job, submission, until, validators};
 use crate::folder::{harmless, slow_to_compile};
-use std::os::unix::fs::symlink;
+use crate::guest::Guest;
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use taxiway_plugin_host::{FailureKind, Mode, OnError, Options, PluginHost, PluginState};
 
 fn names(host: &PluginHost) -> Vec<String> {
@@ -98,7 +100,7 @@ async fn a_component_comes_into_force_by_itself_when_the_manifest_that_might_hav
 async fn the_first_start_waits_for_all_that_is_there_and_a_later_one_for_what_was_in_force() {
     let bench = Bench::with("slow.wasm", slow_to_compile());
     bench.put("guard.wasm", harmless());
-    let remembered = bench.cache.path().join("cache/in-force.json");
+    let remembered = bench.cache.path().join("plugins-in-force.json");
     let host = PluginHost::start(bench.options()).await.unwrap();
     until(&host, "slow", |status| status.is_some_and(|status| status.state == PluginState::Compiling)).await;
     assert!(!host.is_ready() && !remembered.exists(), "nobody knows yet what guards the queue");
@@ -141,6 +143,93 @@ async fn a_folder_that_is_a_link_is_followed_where_it_is_turned_to() {
     std::fs::rename(&turned, &link).unwrap();
     until(&host, "second", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
     assert_eq!(names(&host), ["second"]);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_missing_at_a_restart_is_not_made_anew_and_what_it_held_still_guards() {
+    let bench = Bench::with("guard.wasm", harmless());
+    drop(bench.host().await);
+    std::fs::remove_dir_all(bench.folder.path()).unwrap();
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Reject));
+    assert!(!bench.folder.path().exists());
+    let error = host.plugins().remove(0).error.unwrap();
+    assert!(error.advice.contains("Put the folder back") && error.advice.contains("An empty one"), "{error:?}");
+
+    DirBuilder::new().mode(0o700).create(bench.folder.path()).unwrap();
+    bench.put("guard.wasm", harmless());
+    until(&host, "guard", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    drop(host);
+    // Nothing guards from here on: a folder that is missing is made.
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    drop(bench.host().await);
+    std::fs::remove_dir(bench.folder.path()).unwrap();
+    assert!(validators(&bench.host().await).is_empty() && bench.folder.path().exists());
+}
+
+#[tokio::test]
+async fn what_was_in_force_is_remembered_without_the_cache_and_by_what_an_earlier_version_kept_there() {
+    let bench = Bench::with("guard.wasm", harmless());
+    drop(bench.host().await);
+    let cache = bench.options().cache_dir;
+    std::fs::remove_dir_all(&cache).unwrap();
+    bench.put("guard.wasm", "garbage");
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Reject));
+    drop(host);
+
+    let (file, old) = (bench.cache.path().join("plugins-in-force.json"), cache.join("in-force.json"));
+    std::fs::rename(&file, &old).unwrap();
+    let host = bench.host().await;
+    assert_eq!(refusal(&host).await, (FailureKind::NotLoaded, OnError::Reject));
+    assert!(file.exists() && !old.exists(), "it has moved");
+}
+
+#[tokio::test]
+async fn a_plugin_whose_file_is_given_another_name_guards_until_that_is_in_force() {
+    // It takes a moment to start, so that the moment in between is one that can be seen.
+    let guest = Guest::harmless().describing("1.0.0").starting(
+        "(local $i i32)
+         (loop $next
+           (local.set $i (i32.add (local.get $i) (i32.const 1)))
+           (br_if $next (i32.lt_u (local.get $i) (i32.const 20000000))))",
+    );
+    let bench = Bench::with("guard.wasm", guest.build());
+    let host = bench.host().await;
+    let mut changes = host.changes();
+    std::fs::rename(bench.path("guard.wasm"), bench.path("renamed.wasm")).unwrap();
+    let renamed = async {
+        while names(&host) != ["renamed"] {
+            changes.changed().await.unwrap();
+            assert!(!names(&host).is_empty(), "nothing guards: {:?}", host.plugins());
+        }
+    };
+    tokio::time::timeout(PATIENCE, renamed).await.expect("the new name comes into force");
+    drop(host);
+
+    // The same while the service is down.
+    std::fs::rename(bench.path("renamed.wasm"), bench.path("third.wasm")).unwrap();
+    assert_eq!(names(&bench.host().await), ["third"]);
+}
+
+#[tokio::test]
+async fn what_is_removed_goes_while_something_else_is_compiled() {
+    let bench = Bench::with("guard.wasm", harmless());
+    let host = bench.host().await;
+    bench.put("slow.wasm", slow_to_compile());
+    std::fs::remove_file(bench.path("guard.wasm")).unwrap();
+    until(&host, "guard", |status| status.is_none()).await;
+    let slow = host.plugins().remove(0);
+    assert!(matches!(slow.state, PluginState::Loading | PluginState::Compiling), "{slow:?}");
+}
+
+#[tokio::test]
+async fn a_broken_manifest_beside_its_own_component_keeps_no_other_from_loading() {
+    let bench = Bench::with("own.wasm", harmless());
+    bench.put("own.toml", "timeot = 1");
+    bench.put("fresh.wasm", harmless());
+    let host = bench.host().await;
+    assert_eq!(names(&host), ["fresh"]);
 }
 
 #[tokio::test]
