@@ -298,7 +298,7 @@ impl Owner {
             }
             Planned::Refused(verdict, verdicts) => self.refuse(job, launch, verdict, verdicts),
             Planned::Impossible(why) => {
-                let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
+                let failure = cannot_be_launched(why);
                 self.refuse(job, launch, LaunchVerdict::Reject(failure), Vec::new());
             }
             Planned::Unread(error) => {
@@ -336,7 +336,7 @@ impl Owner {
         let job = armed.job;
         match error {
             PrepareError::Plan(why) => {
-                let failure = Failure { class: FailureClass::LaunchError, message: why, evidence: None };
+                let failure = cannot_be_launched(why);
                 self.refuse(job, launch, LaunchVerdict::Reject(failure), Vec::new());
             }
             PrepareError::StillRunning { launch: stranger, shim_pid } => {
@@ -553,6 +553,12 @@ impl Owner {
     fn armed_mut(&mut self, launch: LaunchId) -> Option<&mut Armed> {
         self.armed.iter_mut().find(|armed| armed.launch == launch)
     }
+}
+
+/// A job whose plan nobody can carry out, now or later.
+fn cannot_be_launched(why: String) -> Failure {
+    let message = "it cannot be launched as it stands; change it and retry it".to_owned();
+    Failure { class: FailureClass::LaunchError, message, evidence: Some(why) }
 }
 
 /// What the launcher must know to start this attempt of a job, or why it cannot be started at all.

@@ -15,6 +15,7 @@ async fn failure(server: &Server, submission: Value) -> (String, String) {
     let failure = &failed.json["failure"];
     assert!(failure["message"].as_str().is_some_and(|message| message.len() > 10), "{failure}");
     let evidence = failure["evidence"].as_str().unwrap_or_default().to_owned();
+    assert!(!evidence.is_empty(), "{failure}");
     (failed.failure_class().expect("a class").to_owned(), evidence)
 }
 
@@ -32,7 +33,9 @@ async fn every_class_that_needs_no_hardware_is_told_with_its_evidence() {
     );
     let cases = [
         ("exit", sh("echo warming up; echo 'bad data in row 7' >&2; exit 3"), "bad data in row 7"),
+        ("exit", sh("exit 3"), "exit status 3, and nothing in its log"),
         ("signal", sh("echo almost; kill -SEGV $$"), "almost"),
+        ("signal", sh("kill -KILL $$"), "signal 9 (SIGKILL), and nothing in its log"),
         ("cuda_oom", python(&raises), cuda_oom),
         (
             "disk_full",
@@ -66,7 +69,13 @@ async fn a_job_whose_time_runs_out_has_timed_out_also_when_it_ends_well_then() {
         submission["time_limit"] = json!("300ms");
         let job = server.submit(submission).await;
         assert_eq!(events.end_of(job.id()).await, "failed");
-        assert_eq!(server.job(job.id()).await.failure_class(), Some("timeout"));
+        let late = server.job(job.id()).await;
+        assert_eq!(late.failure_class(), Some("timeout"));
+        let evidence = late.json["failure"]["evidence"].as_str().expect("evidence");
+        assert!(
+            evidence.starts_with("time limit of 0.3 s: ran ") && evidence.contains("nothing in its log"),
+            "{evidence}"
+        );
     }
 }
 

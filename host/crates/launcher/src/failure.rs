@@ -58,7 +58,8 @@ fn classify_by(
     }
     if record.stopped_by == Some(StoppedBy::TimeLimit) {
         let seconds = record.wall_seconds().unwrap_or_default();
-        return failure(FailureClass::Timeout, format!("its time limit ran out; it ended after {seconds:.1} s"), None);
+        let message = format!("its time limit{} ran out; it ended after {seconds:.1} s", limit(record));
+        return failure(FailureClass::Timeout, message, Some(cut(&time_spent(record, log_tail))));
     }
     if record.status == Status::Exited(0) {
         return None;
@@ -80,11 +81,16 @@ fn classify_by(
     }
     match record.status {
         Status::Signaled(signal) => {
-            let message = format!("it was ended by {}", signal_name(signal));
-            failure(FailureClass::Signal, message, last_line(log_tail))
+            let mut message = format!("it was ended by {}", signal_name(signal));
+            if let Some(meaning) = meaning(signal) {
+                message = format!("{message}: {meaning}");
+            }
+            failure(FailureClass::Signal, message, Some(last_line_or(log_tail, &signal_name(signal))))
         }
         Status::Exited(code) => {
-            failure(FailureClass::Exit, format!("it ended with exit status {code}"), last_line(log_tail))
+            let status = format!("exit status {code}");
+            let message = format!("it ended with {status}");
+            failure(FailureClass::Exit, message, Some(last_line_or(log_tail, &status)))
         }
         Status::LaunchError(_) => None,
     }
@@ -130,8 +136,51 @@ fn lines(log_tail: &[u8]) -> impl Iterator<Item = String> {
     })
 }
 
-fn last_line(log_tail: &[u8]) -> Option<String> {
-    lines(log_tail).next().map(|line| cut(&line))
+/// The last line of the log. A command that has printed nothing has left its status alone.
+fn last_line_or(log_tail: &[u8], status: &str) -> String {
+    match lines(log_tail).next() {
+        Some(line) => cut(&line),
+        None => format!("{status}, and nothing in its log"),
+    }
+}
+
+/// What the time limit was, where the record has it.
+fn limit(record: &ExitRecord) -> String {
+    record.time_limit_ms.map(|limit| format!(" of {} s", limit as f64 / 1000.0)).unwrap_or_default()
+}
+
+/// Where the time went of a command that did not end in time: how long it ran, how much of that it computed, what came of the
+/// signal, and what it said last.
+fn time_spent(record: &ExitRecord, log_tail: &[u8]) -> String {
+    let seconds = record.wall_seconds().unwrap_or_default();
+    let computed = record.clean.as_ref().and_then(|clean| clean.usage.cpu_seconds);
+    let computed = computed.map(|seconds| format!(", with {seconds:.1} s of processor time")).unwrap_or_default();
+    let end = match record.status {
+        Status::Exited(code) => format!("exit status {code}"),
+        Status::Signaled(signal) => signal_name(signal),
+        Status::LaunchError(_) => String::new(),
+    };
+    let said = match lines(log_tail).next() {
+        Some(line) => format!("last in its log: {line}"),
+        None => "nothing in its log".to_owned(),
+    };
+    format!("time limit{}: ran {seconds:.1} s{computed}, ended with {end}; {said}", limit(record))
+}
+
+/// What a signal says that comes of what a command does or uses (signal(7)). SIGTERM and the like tell nothing of who sent them.
+fn meaning(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        libc::SIGSEGV | libc::SIGBUS => "it used memory that it does not have",
+        libc::SIGILL => "it ran an instruction that this processor does not know",
+        libc::SIGFPE => "it calculated what has no result, such as an integer divided by zero",
+        libc::SIGABRT => "it gave up by itself (abort)",
+        libc::SIGPIPE => "it wrote to a pipe that nobody reads",
+        libc::SIGSYS => "it made a system call that is forbidden to it",
+        libc::SIGXCPU => "its limit of processor time ran out (`rlimits` of its profile)",
+        libc::SIGXFSZ => "it wrote a file larger than its limit (`rlimits` of its profile)",
+        libc::SIGKILL => "somebody sent it, or the kernel for want of memory, where its log (/dev/kmsg) cannot be read",
+        _ => return None,
+    })
 }
 
 fn cut(line: &str) -> String {
@@ -175,6 +224,7 @@ mod tests {
             process: None,
             ended: Instant::now(),
             stopped_by: None,
+            time_limit_ms: None,
             clean: None,
         }
     }
@@ -267,7 +317,52 @@ mod tests {
         assert_eq!(class_of(Status::Signaled(libc::SIGSEGV), "x"), Some(FailureClass::Signal));
         let error = LaunchError { errno: 2, message: "cannot execute".into(), command: vec!["nothing".into()] };
         assert_eq!(class_of(Status::LaunchError(error), ""), Some(FailureClass::LaunchError));
-        let late = ExitRecord { stopped_by: Some(StoppedBy::TimeLimit), ..record(Status::Exited(0)) };
+        let late = ExitRecord {
+            stopped_by: Some(StoppedBy::TimeLimit),
+            time_limit_ms: Some(1500),
+            ..record(Status::Exited(0))
+        };
         assert_eq!(classify(&late, b"").map(|failure| failure.class), Some(FailureClass::Timeout));
+    }
+
+    #[test]
+    fn a_command_that_says_nothing_is_told_by_its_end() {
+        let evidence = |record: &ExitRecord, log: &[u8]| {
+            classify(record, log).and_then(|failure| failure.evidence).expect("every failure has some")
+        };
+        assert_eq!(evidence(&record(Status::Exited(3)), b"\n \n"), "exit status 3, and nothing in its log");
+        assert_eq!(evidence(&record(Status::Signaled(9)), b""), "signal 9 (SIGKILL), and nothing in its log");
+        let failure = classify(&record(Status::Signaled(libc::SIGSEGV)), b"epoch 1\n").expect("it failed");
+        assert_eq!(failure.message, "it was ended by signal 11 (SIGSEGV): it used memory that it does not have");
+        assert_eq!(failure.evidence.as_deref(), Some("epoch 1"));
+    }
+
+    #[test]
+    fn a_command_that_ran_out_of_time_is_told_with_its_limit_and_where_the_time_went() {
+        let ended = Instant::now();
+        let at = Instant { boottime_ns: ended.boottime_ns - 2_300_000_000, ..ended };
+        let late = ExitRecord {
+            process: Some(crate::Started { pid: 4711, start_time: 1, at, go_at: at }),
+            ended,
+            stopped_by: Some(StoppedBy::TimeLimit),
+            time_limit_ms: Some(1500),
+            clean: Some(crate::Clean {
+                leftovers: 0,
+                at: ended,
+                usage: taxiway_job::Usage { cpu_seconds: Some(0.44), ..Default::default() },
+                log_dropped_bytes: 0,
+                oom_kills: 0,
+            }),
+            ..record(Status::Signaled(libc::SIGTERM))
+        };
+        let failure = classify(&late, b"epoch 1\nepoch 2\n").expect("it failed");
+        assert_eq!(failure.message, "its time limit of 1.5 s ran out; it ended after 2.3 s");
+        assert_eq!(
+            failure.evidence.as_deref(),
+            Some(
+                "time limit of 1.5 s: ran 2.3 s, with 0.4 s of processor time, ended with signal 15 (SIGTERM); \
+                 last in its log: epoch 2"
+            )
+        );
     }
 }

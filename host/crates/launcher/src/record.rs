@@ -32,6 +32,8 @@ pub struct ExitRecord {
     pub ended: Instant,
     /// Who asked it to stop before it ended; none when it ended by itself.
     pub stopped_by: Option<StoppedBy>,
+    /// The time limit that stopped it, in milliseconds; none when something else did, or in a record of an older version.
+    pub time_limit_ms: Option<u64>,
     /// What came after the end of the command's own process; none in a record whose shim died before it had ended leftovers.
     pub clean: Option<Clean>,
 }
@@ -94,6 +96,7 @@ struct First {
     process: Option<Started>,
     ended: Instant,
     stopped_by: Option<StoppedBy>,
+    time_limit_ms: Option<u64>,
 }
 
 impl ExitRecord {
@@ -148,6 +151,7 @@ impl ExitRecord {
             process: self.process,
             ended: self.ended,
             stopped_by: self.stopped_by,
+            time_limit_ms: self.time_limit_ms,
         };
         let mut bytes = checked("{\"crc32\":\"", "\",\"status\":", &first);
         bytes.push(b'\n');
@@ -175,6 +179,7 @@ impl ExitRecord {
             process: first.process,
             ended: first.ended,
             stopped_by: first.stopped_by,
+            time_limit_ms: first.time_limit_ms,
             clean,
         })
     }
@@ -210,7 +215,8 @@ mod tests {
             status: Status::Exited(7),
             process: Some(Started { pid: 4711, start_time: 99, at: now, go_at: now }),
             ended: now,
-            stopped_by: Some(StoppedBy::Host),
+            stopped_by: Some(StoppedBy::TimeLimit),
+            time_limit_ms: Some(60_000),
             clean: None,
         }
     }

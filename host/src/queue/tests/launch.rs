@@ -131,6 +131,7 @@ impl Launch {
             process,
             ended: Instant::now(),
             stopped_by: self.stopped.then_some(StoppedBy::Host),
+            time_limit_ms: None,
             clean: Some(clean),
         });
     }

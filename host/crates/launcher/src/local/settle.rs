@@ -277,6 +277,7 @@ mod tests {
             process: None,
             ended: clock::Instant::now(),
             stopped_by: None,
+            time_limit_ms: None,
             clean: None,
         };
         let known = Known { phase: StoredPhase::Armed, same_boot: false };

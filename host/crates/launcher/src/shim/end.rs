@@ -74,12 +74,14 @@ impl Shim {
         } else {
             Status::Exited(libc::WEXITSTATUS(status))
         };
+        let stopped_by = running.stopping.as_ref().map(|stopping| stopping.by);
         let record = ExitRecord {
             launch: self.launch,
             status,
             process: Some(running.process),
             ended: Instant::now(),
-            stopped_by: running.stopping.as_ref().map(|stopping| stopping.by),
+            stopped_by,
+            time_limit_ms: self.limits.time_limit_ms(stopped_by),
             clean: None,
         };
         let (second_at, written) = self.write_first(&record);

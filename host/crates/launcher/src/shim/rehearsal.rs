@@ -40,6 +40,7 @@ impl Shim {
             process: Some(process),
             ended: now,
             stopped_by: None,
+            time_limit_ms: None,
             clean: Some(clean),
         };
         black_box(record.first_bytes());

@@ -77,6 +77,7 @@ impl Shim {
             process: None,
             ended: Instant::now(),
             stopped_by: None,
+            time_limit_ms: None,
             clean: None,
         };
         let (second_at, written) = self.write_first(&record);

@@ -124,6 +124,11 @@ impl Limits {
         is_due.then(|| deadline.saturating_sub(before))
     }
 
+    /// The limit by which a command was stopped, in milliseconds, if it was one.
+    pub(super) fn time_limit_ms(&self, stopped_by: Option<StoppedBy>) -> Option<u64> {
+        self.time_limit_ns.filter(|_| stopped_by == Some(StoppedBy::TimeLimit)).map(|limit| limit / 1_000_000)
+    }
+
     /// When the time limit strikes.
     pub(super) fn deadline(&self, running: &Running) -> Option<u64> {
         self.time_limit_ns.map(|limit| running.process.at.boottime_ns.saturating_add(limit))
