@@ -1,6 +1,7 @@
 //! What a launch has used of its GPUs so far.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ use super::series::{Sample, Series};
 /// The account's file in the launch's directory. The next service goes on with it; it is not synced, because a launch does not
 /// outlive a loss of power.
 pub(super) const FILE_NAME: &str = "gpu.json";
+
+/// More than this is no account: a series has a bounded number of points, and a machine a few GPUs.
+const FILE_MAX_BYTES: u64 = 16 << 20;
 
 /// One GPU as it was read.
 #[derive(Debug, Clone, Default)]
@@ -133,10 +137,11 @@ impl Account {
         self.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.series.points())).collect()
     }
 
-    /// Reads the account that an earlier service left in this launch's directory. None when it left none.
+    /// Reads the account that an earlier service left in this launch's directory. None when it left none. A job can put anything
+    /// in its place: what is no regular file is an error.
     pub(super) fn load(directory: &Path) -> io::Result<Option<Self>> {
-        match std::fs::read(directory.join(FILE_NAME)) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        match taxiway_launcher::log::open(&directory.join(FILE_NAME)) {
+            Ok(file) => Ok(Some(serde_json::from_reader(BufReader::new(file.take(FILE_MAX_BYTES)))?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -144,7 +149,12 @@ impl Account {
 
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
         let partial: PathBuf = directory.join("gpu.json.partial");
-        std::fs::write(&partial, serde_json::to_vec(self)?)?;
+        // Whatever is there, a service that was killed or the job has left it, and nothing is written through it.
+        match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::create_new(&partial)?.write_all(&serde_json::to_vec(self)?)?;
         std::fs::rename(partial, directory.join(FILE_NAME))
     }
 }
@@ -190,6 +200,28 @@ mod tests {
         assert_eq!(measured.mean_gpu_utilization, Some(0.25));
         assert_eq!(measured.peak_gpu_memory_bytes, Some(6));
         assert_eq!(account.series()[1].1.len(), 2);
+    }
+
+    #[test]
+    fn a_pipe_or_a_link_in_its_place_keeps_nobody_waiting_and_is_not_written_through() {
+        let place = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| place.path().join(name);
+        let account = Account::begin(&two(), |_| None);
+        for name in [FILE_NAME, "gpu.json.partial"] {
+            nix::unistd::mkfifo(&at(name), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        }
+        assert!(Account::load(place.path()).is_err());
+        account.save(place.path()).expect("saved");
+        assert_eq!(Account::load(place.path()).expect("read"), Some(account.clone()));
+        std::fs::write(at("mine"), "mine").expect("a file");
+        for name in [FILE_NAME, "gpu.json.partial"] {
+            let _ = std::fs::remove_file(at(name));
+            std::os::unix::fs::symlink(at("mine"), at(name)).expect("a link");
+        }
+        assert!(Account::load(place.path()).is_err());
+        account.save(place.path()).expect("saved");
+        assert_eq!(std::fs::read(at("mine")).expect("a file"), b"mine");
+        assert_eq!(Account::load(place.path()).expect("read"), Some(account));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! a quarter of a second after the latest start, for short jobs, to two seconds.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -233,6 +233,7 @@ impl Inner {
         let (at, now) = (Time::now(), Instant::now());
         let mut guard = self.telemetry.lock();
         let State { held, recent, energy, .. } = &mut *guard;
+        let mut to_save = Vec::new();
         for ((_, uuid), read) in metered {
             recent.entry(uuid.clone()).or_default().push(sample(at, read));
             if let Some(millijoules) = read.counters.energy_millijoules {
@@ -248,8 +249,14 @@ impl Inner {
             // A peak that no later sample would show is written at once.
             let higher = held.account.measured().peak_gpu_memory_bytes > peak;
             if higher || held.saved.is_none_or(|saved| now.duration_since(saved) >= SAVE_EVERY) {
-                held.save(now);
+                held.saved = Some(now);
+                to_save.push((held.directory.clone(), held.account.clone()));
             }
+        }
+        // The queue's owner waits for the lock, and must not wait for a disk.
+        drop(guard);
+        for (directory, account) in to_save {
+            save(&account, &directory);
         }
     }
 
@@ -301,7 +308,7 @@ impl Inner {
         let seconds = held.added.elapsed().as_secs_f64();
         held.account.add(Time::now(), seconds, |uuid| metered.get(uuid).cloned());
         let measured = held.account.measured();
-        held.save(Instant::now());
+        save(&held.account, &held.directory);
         Released { looked, measured }
     }
 }
@@ -321,12 +328,11 @@ impl Held {
             }
         }
     }
+}
 
-    fn save(&mut self, now: Instant) {
-        self.saved = Some(now);
-        if let Err(error) = self.account.save(&self.directory) {
-            let file = self.directory.display();
-            tracing::warn!(job = %self.job, %error, %file, "what a job used of its GPUs cannot be written");
-        }
+fn save(account: &Account, directory: &Path) {
+    if let Err(error) = account.save(directory) {
+        let file = directory.display();
+        tracing::warn!(%error, %file, "what a job used of its GPUs cannot be written");
     }
 }
