@@ -1,9 +1,10 @@
 //! What is kept of the past: hand-overs, deliveries, the audit trail; and letting go of it.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use taxiway_job::{Handover, JobId, LaunchId, Time};
+use serde_json::{Map, Value};
+use taxiway_job::{Handover, JobId, LaunchId, Progress, Time};
 
-use super::writer::{Told, audit, event};
+use super::writer::{Told, audit, event, json_text, unwritable};
 use super::{Delivery, DeliveryId, DeliveryStatus, Page, Store, StoreError, reader};
 
 /// Rows of each table that one unit removes: few enough for nobody to notice the wait.
@@ -297,6 +298,37 @@ pub(super) fn remove(db: &Connection, job: JobId, at: Time, by: &str, told: &mut
     }
     event(db, told, at, "job.removed", Some(job), serde_json::Map::new())?;
     audit(db, at, by, "remove", Some(job))
+}
+
+/// What the writer's connection remembers while it is open: the last event of each job's progress.
+pub(super) const REMEMBERED: &str = "CREATE TEMP TABLE last_progress (job BLOB PRIMARY KEY, event INTEGER NOT NULL)";
+
+/// A job says how far it is. That is no transition, and it says so a few times a second for days: of its events only the last
+/// stays.
+pub(super) fn progressed(
+    db: &Connection,
+    job: JobId,
+    progress: &Progress,
+    at: Time,
+    sample: Option<&(u32, Map<String, Value>)>,
+    told: &mut Told,
+) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE jobs SET progress = ?2 WHERE id = ?1")?
+        .execute(params![job.as_bytes(), json_text(&Some(progress))?])?;
+    if let Some((attempt, sample)) = sample {
+        db.prepare_cached("INSERT OR REPLACE INTO samples (job, attempt, at, data) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![job.as_bytes(), attempt, at.as_millis(), json_text(&Some(sample))?])?;
+    }
+    let mut data = Map::new();
+    data.insert("progress".into(), serde_json::to_value(progress).map_err(unwritable)?);
+    event(db, told, at, "job.progress", Some(job), data)?;
+    // After it: an id that was told is not given again.
+    let this = db.last_insert_rowid();
+    db.prepare_cached("DELETE FROM events WHERE id = (SELECT event FROM temp.last_progress WHERE job = ?1)")?
+        .execute(params![job.as_bytes()])?;
+    db.prepare_cached("INSERT OR REPLACE INTO temp.last_progress (job, event) VALUES (?1, ?2)")?
+        .execute(params![job.as_bytes(), this])?;
+    Ok(())
 }
 
 /// Removes the first events, rows of the audit trail and keys of requests that are older than this, a few of each. The last event

@@ -67,6 +67,7 @@ impl Store {
         let mut connection = Connection::open(path).map_err(at)?;
         schema::configure(&connection).map_err(at)?;
         schema::migrate(&mut connection)?;
+        connection.execute_batch(history::REMEMBERED).map_err(at)?;
         checkpoint::start(&mut connection, path)?;
         let (units, waiting) = mpsc::channel(WAITING_UNITS);
         let (events, _) = broadcast::channel(EVENTS_BEHIND);

@@ -3,7 +3,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, json};
-use taxiway_job::{ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, LaunchId, ProcessSpec, State, StopTarget, Time};
+use taxiway_job::{
+    ConfigFormat, EnvValue, Exit, Job, JobId, JobSpec, LaunchId, ProcessSpec, Progress, State, StopTarget, Time,
+};
 
 use super::*;
 
@@ -127,6 +129,30 @@ async fn the_path_of_a_job_leaves_its_events_in_order() {
         (deliveries[0].plugin.as_str(), deliveries[0].end, deliveries[0].attempt),
         ("webhook", State::Completed, 1)
     );
+}
+
+#[tokio::test]
+async fn of_the_progress_of_a_job_every_event_is_told_and_the_last_is_kept() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut subscriber = store.events();
+    let (first, second) = (job("a"), job("b"));
+    store.commit(vec![submit(&first), submit(&second)]).await.expect("submit");
+    for step in 1..=3 {
+        for job in [first.id, second.id] {
+            let progress = Progress { step: Some(step), ..Progress::default() };
+            store
+                .commit(vec![Change::Progress { job, progress, at: Time::now(), sample: None }])
+                .await
+                .expect("stored");
+        }
+    }
+    let told: Vec<u64> = std::iter::from_fn(|| subscriber.try_recv().ok()).map(|event| event.id).collect();
+    assert_eq!(told, (1..=8).collect::<Vec<_>>());
+    let kept = store.events_after(2, 10).await.expect("reads");
+    let kept: Vec<_> =
+        kept.iter().map(|event| (event.id, event.job, event.data["progress"]["step"].as_u64())).collect();
+    assert_eq!(kept, [(7, Some(first.id), Some(3)), (8, Some(second.id), Some(3))]);
 }
 
 #[tokio::test]

@@ -391,15 +391,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             event(db, told, *at, "job.queued", Some(*job), Map::new())
         }
         Change::Progress { job, progress, at, sample } => {
-            db.prepare_cached("UPDATE jobs SET progress = ?2 WHERE id = ?1")?
-                .execute(params![job.as_bytes(), json_text(&Some(progress))?])?;
-            if let Some((attempt, sample)) = sample {
-                db.prepare_cached("INSERT OR REPLACE INTO samples (job, attempt, at, data) VALUES (?1, ?2, ?3, ?4)")?
-                    .execute(params![job.as_bytes(), attempt, at.as_millis(), json_text(&Some(sample))?])?;
-            }
-            let mut data = Map::new();
-            data.insert("progress".into(), serde_json::to_value(progress).map_err(unwritable)?);
-            event(db, told, *at, "job.progress", Some(*job), data)
+            history::progressed(db, *job, progress, *at, sample.as_ref(), told)
         }
         Change::Mode { mode, at, by } => {
             setting(db, "mode", mode.as_str())?;
@@ -721,7 +713,7 @@ fn scope_text(scope: super::Scope) -> &'static str {
     }
 }
 
-fn json_text<T: Serialize>(value: &Option<T>) -> Result<Option<String>, StoreError> {
+pub(super) fn json_text<T: Serialize>(value: &Option<T>) -> Result<Option<String>, StoreError> {
     value.as_ref().map(|value| serde_json::to_string(value).map_err(unwritable)).transpose()
 }
 
@@ -729,6 +721,6 @@ fn json_list<T: Serialize>(list: &[T]) -> Result<Option<String>, StoreError> {
     json_text(&(!list.is_empty()).then_some(list))
 }
 
-fn unwritable(error: serde_json::Error) -> StoreError {
+pub(super) fn unwritable(error: serde_json::Error) -> StoreError {
     StoreError::Conflict(format!("could not be written as JSON: {error}"))
 }

@@ -16,8 +16,8 @@ use crate::wire::file;
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 /// The least time between two looks: a few a second are enough for a progress bar.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
-/// More than this is no progress file.
-const FILE_MAX_BYTES: u64 = 1 << 20;
+/// More than this is no progress file. It is stored as often as it is read, and a hundred metrics have 4 KiB.
+const FILE_MAX_BYTES: u64 = 64 << 10;
 /// A tqdm line lies within the last bytes of the output, when there is one.
 const TAIL_BYTES: usize = 4 << 10;
 
