@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -69,10 +69,25 @@ impl Output {
         }
     }
 
-    /// Copies all that waits in the pipe, once no process of the job is left to write more.
+    /// Copies all that waits in the pipe, once no process of the job is left to write more. Somebody else may: the job can have
+    /// handed its output to a service, which may go on for ever.
     pub(super) fn copy_rest(&mut self) {
-        while self.copy_once().is_some() {}
+        let mut left = self.waiting();
+        while left > 0
+            && let Some(copied) = self.copy_once()
+        {
+            left = left.saturating_sub(copied);
+        }
         self.pipe = None;
+    }
+
+    /// How many bytes are in the pipe.
+    fn waiting(&self) -> usize {
+        let Some(pipe) = &self.pipe else { return 0 };
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and FIONREAD (ioctl_pipe(2)) writes one int.
+        let asked = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
+        if asked == 0 { usize::try_from(waiting).unwrap_or(0) } else { usize::MAX }
     }
 
     fn copy_once(&mut self) -> Option<usize> {
