@@ -186,17 +186,34 @@ impl Client {
         self.json(self.request(Method::GET, "/api/v1/plugins")).await
     }
 
-    /// The log from this byte on, as far as it has come, or with `follow` until the job has ended. None when there is nothing
-    /// from there on.
-    pub(super) async fn log(&self, id: JobId, from: u64, follow: bool) -> Result<Option<Response>, ClientError> {
-        let follow = if follow { "?follow=true" } else { "" };
-        let mut request = self.request(Method::GET, &format!("/api/v1/jobs/{id}/log{follow}"));
+    /// The log of the last start from this byte on, as far as it has come. None when there is nothing from there on.
+    pub(super) async fn log(&self, id: JobId, from: u64) -> Result<Option<Response>, ClientError> {
+        self.log_by(id, "", from).await
+    }
+
+    /// The same of this attempt. None also when it has not begun.
+    pub(super) async fn log_of(&self, id: JobId, attempt: u32, from: u64) -> Result<Option<Response>, ClientError> {
+        self.log_by(id, &format!("?attempt={attempt}"), from).await
+    }
+
+    /// The log of this attempt from this byte on, as it grows, until the attempt is over; it may be yet to begin. None when it
+    /// never will.
+    pub(super) async fn follow(&self, id: JobId, attempt: u32, from: u64) -> Result<Option<Response>, ClientError> {
+        self.log_by(id, &format!("?attempt={attempt}&follow=true"), from).await
+    }
+
+    async fn log_by(&self, id: JobId, query: &str, from: u64) -> Result<Option<Response>, ClientError> {
+        let mut request = self.request(Method::GET, &format!("/api/v1/jobs/{id}/log{query}"));
         if from > 0 {
             request = request.header(reqwest::header::RANGE, format!("bytes={from}-"));
         }
         match self.send(request).await {
             Ok(response) => Ok(Some(response)),
             Err(ClientError::Refused(document)) if document.status == StatusCode::RANGE_NOT_SATISFIABLE => Ok(None),
+            // Of an attempt that was asked for by its number.
+            Err(ClientError::Refused(document)) if document.status == StatusCode::NOT_FOUND && !query.is_empty() => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

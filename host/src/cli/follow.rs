@@ -47,9 +47,9 @@ impl Logs {
         };
         let mut screen = Screen::new(self.raw, self.follow);
         if self.follow {
-            return follow(client, id, from, screen).await;
+            return follow(client, id, None, from, screen).await;
         }
-        screen.copy(client.log(id, from, false).await?).await?;
+        screen.copy(client.log(id, from).await?).await?;
         screen.finish()?;
         Ok(ExitCode::SUCCESS)
     }
@@ -75,40 +75,54 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// … and twice as late each time, up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Prints the log from its beginning until the job has ended.
-pub(super) async fn log_to_the_end(client: &Client, id: JobId) -> anyhow::Result<ExitCode> {
-    follow(client, id, 0, Screen::new(false, true)).await
+/// Prints the logs from that of this attempt on until the job has ended.
+pub(super) async fn log_to_the_end(client: &Client, id: JobId, attempt: u32) -> anyhow::Result<ExitCode> {
+    follow(client, id, Some(attempt), 0, Screen::new(false, true)).await
 }
 
-/// Prints the log from this byte on, and those of further attempts from their beginnings. A connection that breaks is made again:
-/// what counts is whether the job has ended.
-async fn follow(client: &Client, id: JobId, mut from: u64, mut screen: Screen) -> anyhow::Result<ExitCode> {
-    let mut attempt = through_restarts(async || client.job(id).await).await?.attempt;
+/// Prints the log of an attempt (the present one, or the last of a job that has ended) from this byte on, and those of further
+/// attempts from their beginnings. A connection that breaks is made again: what counts is whether the attempt is over.
+async fn follow(
+    client: &Client,
+    id: JobId,
+    attempt: Option<u32>,
+    mut from: u64,
+    mut screen: Screen,
+) -> anyhow::Result<ExitCode> {
+    let mut attempt = match attempt {
+        Some(attempt) => attempt,
+        None => {
+            let job = through_restarts(async || client.job(id).await).await?;
+            if outcome::exit_status(&job).is_some() {
+                // Its last attempt may never have begun.
+                screen.copy(through_restarts(async || client.log(id, from).await).await?).await?;
+                screen.finish()?;
+                return Ok(end(&job));
+            }
+            job.attempt
+        }
+    };
     let mut pause = FIRST_PAUSE;
     loop {
         let before = from;
-        if let Some(mut log) = through_restarts(async || client.log(id, from, true).await).await? {
+        if let Some(mut log) = through_restarts(async || client.follow(id, attempt, from).await).await? {
             while let Ok(Some(chunk)) = log.chunk().await {
                 screen.show(&chunk)?;
                 from += chunk.len() as u64;
             }
         }
         let job = through_restarts(async || client.job(id).await).await?;
-        let is_another = std::mem::replace(&mut attempt, job.attempt) != job.attempt;
-        if is_another {
-            from = 0;
-            screen.begin_anew()?;
-        }
-        if outcome::exit_status(&job).is_some() {
-            // The stream may have broken off before the job ended. Of an attempt that never began there is no log.
-            if !is_another || job.started_at.is_some() {
-                let rest = through_restarts(async || client.log(id, from, false).await).await?;
-                screen.copy(rest).await?;
+        let has_ended = outcome::exit_status(&job).is_some();
+        if has_ended || job.attempt > attempt {
+            // The stream may have broken off before the attempt was over.
+            screen.copy(through_restarts(async || client.log_of(id, attempt, from).await).await?).await?;
+            if job.attempt == attempt {
+                screen.finish()?;
+                return Ok(end(&job));
             }
-            screen.finish()?;
-            return Ok(end(&job));
-        }
-        if is_another || from > before {
+            (attempt, from, pause) = (attempt + 1, 0, FIRST_PAUSE);
+            screen.begin_anew()?;
+        } else if from > before {
             pause = FIRST_PAUSE;
         } else {
             // The service is there and cannot read the log. Nothing tells when it can.

@@ -144,7 +144,7 @@ impl Submit {
             announce(&job, json, quiet, follow)?;
         }
         if follow {
-            return follow::log_to_the_end(client, job.id).await;
+            return follow::log_to_the_end(client, job.id, job.attempt).await;
         }
         if wait {
             return follow::wait_for(client, job.id, json).await;

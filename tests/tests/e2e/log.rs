@@ -1,7 +1,7 @@
 //! A job's log: whole, in part, and as it grows.
 
 use http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use taxiway_tests::{Bell, Gate, Place, sh};
 
 #[tokio::test]
@@ -148,6 +148,45 @@ async fn a_follower_of_a_log_that_was_removed_waits_for_the_end_of_the_job() {
     });
     assert_eq!(events.end_of(job.id()).await, "completed");
     assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test]
+async fn an_attempt_is_followed_from_before_its_beginning_and_no_other_in_its_place() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let script = format!("echo attempt $TAXIWAY_ATTEMPT; {}; test $TAXIWAY_ATTEMPT = 2", gate.wait());
+    let mut submission = sh(&script);
+    submission["retries"] = json!({"max": 1, "backoff": 0});
+    let job = server.submit(submission).await;
+    let path = format!("/api/v1/jobs/{}/log", job.id());
+    let log = |query: &str| server.request(Method::GET, &format!("{path}?{query}"));
+    events.job(job.id(), "running").await;
+    log("attempt=2").send().await.expect(404);
+    let (first, second) = (log("attempt=1&follow=true").stream().await, log("attempt=2&follow=true").stream().await);
+    let third = log("attempt=3&follow=true").stream().await;
+    for stream in [&first, &second, &third] {
+        assert_eq!(stream.status, 200, "its retries may come to that");
+    }
+    gate.open();
+    assert_eq!(first.whole().await.expect("the connection holds").text(), "attempt 1\n");
+    gate.open();
+    assert_eq!(second.whole().await.expect("the connection holds").text(), "attempt 2\n");
+    assert_eq!(third.whole().await.expect("the connection holds").text(), "");
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    assert_eq!(log("attempt=1&follow=true").send().await.expect(200).text(), "attempt 1\n");
+    log("attempt=3&follow=true").send().await.expect(404);
+}
+
+#[tokio::test]
+async fn a_browser_gets_a_log_to_its_last_byte_also_when_that_ends_within_a_character() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let job = server.submit(sh("printf 'gr\\303'")).await;
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    let request = server.request(Method::GET, &format!("/api/v1/jobs/{}/log", job.id()));
+    let text = request.header("accept", "text/event-stream").send().await.expect(200).text();
+    assert!(text.contains('\u{FFFD}') && text.contains("id: 3"), "{text}");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
-use taxiway_job::{JobId, LaunchId};
+use taxiway_job::{Job, JobId, LaunchId};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
@@ -44,16 +44,20 @@ pub(super) async fn log(
     let id = jobs::parse_id(&id)?;
     let events = api.service.store.events();
     let (job, _) = jobs::find(&api, id).await?;
+    let as_events = accepts_events(&headers);
+    let grows = parameters.follow || as_events;
     let launch = match parameters.attempt {
         Some(number) => {
             let launch = api.service.store.end_of(id, number).await?.map(|attempt| attempt.launch);
-            Some(launch.ok_or_else(|| Refused::not_found(format!("job {id} has no attempt {number}")))?)
+            if launch.is_none() && !(grows && may_come(&job, number)) {
+                return Err(Refused::not_found(format!("job {id} has no attempt {number}")));
+            }
+            launch
         }
         None => api.service.store.latest_launch(id).await?,
     };
-    let as_events = accepts_events(&headers);
     // An armed start is none yet: as long as the job waits, its log is that of the start before.
-    if !(parameters.follow || as_events) {
+    if !grows {
         return match launch {
             Some(launch) => file(&api, id, launch, &headers).await,
             None => Ok(text(StatusCode::OK, Body::empty())),
@@ -63,11 +67,12 @@ pub(super) async fn log(
         Some(offset) => Start::At(offset),
         None => Start::of(&headers)?,
     };
-    let waits = !job.state.is_live() && !job.state.has_ended();
-    let growing = follow(api.0.clone(), id, launch.filter(|_| !waits), from, events)
-        .take_until(api.stop.clone().cancelled_owned());
+    let waits = parameters.attempt.is_none() && !job.state.is_live() && !job.state.has_ended();
+    let which = Which { job: id, attempt: parameters.attempt, launch: launch.filter(|_| !waits) };
+    let growing = follow(api.0.clone(), which, from, events).take_until(api.stop.clone().cancelled_owned());
     if as_events {
-        Ok(Sse::new(lines(growing)).keep_alive(KeepAlive::default()).into_response())
+        let stop = api.stop.clone();
+        Ok(Sse::new(lines(growing, move || stop.is_cancelled())).keep_alive(KeepAlive::default()).into_response())
     } else {
         Ok(text(StatusCode::OK, Body::from_stream(growing.map(|chunk| chunk.map(|(_, bytes)| bytes)))))
     }
@@ -180,19 +185,33 @@ impl Start {
     }
 }
 
+/// Whether a job may have an attempt with this number, which it has not begun yet.
+fn may_come(job: &Job, attempt: u32) -> bool {
+    attempt >= job.attempt && !job.state.has_ended()
+}
+
+/// Which start of a job is followed.
+struct Which {
+    job: JobId,
+    /// Its number, if it is that one; else it is the present or the next one.
+    attempt: Option<u32>,
+    /// None before it has begun.
+    launch: Option<LaunchId>,
+}
+
 /// The log from `start` on, each piece with the offset after it, until its start of the job is over. Before there is a start,
 /// it waits for one.
 fn follow(
     api: Arc<Api>,
-    id: JobId,
-    launch: Option<LaunchId>,
+    which: Which,
     start: Start,
     mut events: Receiver<Arc<Event>>,
 ) -> impl Stream<Item = io::Result<(u64, Bytes)>> + Send + 'static {
     let begin = async move {
-        let launch = match launch {
+        let id = which.job;
+        let launch = match which.launch {
             Some(launch) => Some(launch),
-            None => started(&api, id, &mut events).await,
+            None => started(&api, id, which.attempt, &mut events).await,
         };
         let Some(launch) = launch else { return Either::Left(stream::empty()) };
         let path = path(&api, id, launch);
@@ -214,13 +233,24 @@ fn follow(
     stream::once(begin).flatten()
 }
 
-/// Waits until the job has been started. None when it ended without that.
-async fn started(api: &Api, id: JobId, events: &mut Receiver<Arc<Event>>) -> Option<LaunchId> {
+/// Waits until the job has been started, or its attempt with this number has begun. None when that will not be.
+async fn started(api: &Api, id: JobId, attempt: Option<u32>, events: &mut Receiver<Arc<Event>>) -> Option<LaunchId> {
+    let store = &api.service.store;
     loop {
-        let job = api.service.store.job(id).await.ok()??;
-        if job.state.is_live() || job.state.has_ended() {
+        // First the job: an attempt that begins after it was read is an event.
+        let job = store.job(id).await.ok()??;
+        match attempt {
+            Some(number) => {
+                if let Some(begun) = store.end_of(id, number).await.ok()? {
+                    return Some(begun.launch);
+                }
+                if !may_come(&job, number) {
+                    return None;
+                }
+            }
             // Of a job that was cancelled while it waited, the start before is what there is.
-            return api.service.store.latest_launch(id).await.ok()?;
+            None if job.state.is_live() || job.state.has_ended() => return store.latest_launch(id).await.ok()?,
+            None => {}
         }
         changed(id, events).await?;
     }
@@ -260,31 +290,39 @@ async fn changed(id: JobId, events: &mut Receiver<Arc<Event>>) -> Option<()> {
 
 /// The log as server-sent events: `{"text": "…"}`, the id being the byte after it, so that a reader can resume there; at the
 /// end an event `end`. JSON, because a carriage return means something in a log and nothing in an event.
+///
+/// When the service stops (`is_cut_off`) the stream is at no end: its reader comes again, from the last id on.
 fn lines(
     pieces: impl Stream<Item = io::Result<(u64, Bytes)>> + Send + 'static,
+    is_cut_off: impl Fn() -> bool + Send + 'static,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
-    let mut rest: Vec<u8> = Vec::new();
-    let texts = pieces.filter_map(move |piece| {
-        let event = match piece {
-            Ok((offset, bytes)) => {
-                rest.extend_from_slice(&bytes);
-                let whole = rest.len() - incomplete_tail(&rest);
-                let text = String::from_utf8_lossy(&rest[..whole]).into_owned();
-                rest.drain(..whole);
-                let id = offset - rest.len() as u64;
-                (!text.is_empty()).then(|| {
-                    sse::Event::default().id(id.to_string()).data(serde_json::json!({"text": text}).to_string())
-                })
-            }
-            Err(error) => Some(
-                sse::Event::default()
-                    .event("error")
-                    .data(serde_json::json!({"message": error.to_string()}).to_string()),
-            ),
-        };
-        std::future::ready(event)
+    let (mut rest, mut offset): (Vec<u8>, u64) = (Vec::new(), 0);
+    let pieces = pieces.map(Some).chain(stream::once(std::future::ready(None)));
+    let events = pieces.map(move |piece| match piece {
+        Some(Ok((after, bytes))) => {
+            rest.extend_from_slice(&bytes);
+            let whole = rest.len() - incomplete_tail(&rest);
+            offset = after;
+            let id = after - (rest.len() - whole) as u64;
+            vec![text_event(rest.drain(..whole), id)]
+        }
+        Some(Err(error)) => {
+            let data = serde_json::json!({"message": error.to_string()});
+            vec![Some(sse::Event::default().event("error").data(data.to_string()))]
+        }
+        None if is_cut_off() => Vec::new(),
+        // The rest of its last character never came.
+        None => vec![text_event(rest.drain(..), offset), Some(sse::Event::default().event("end").data("{}"))],
     });
-    texts.chain(stream::once(std::future::ready(sse::Event::default().event("end").data("{}")))).map(Ok)
+    events.flat_map(|events| stream::iter(events.into_iter().flatten())).map(Ok)
+}
+
+/// These bytes as text, up to the byte `id`; none without any.
+fn text_event(bytes: impl Iterator<Item = u8>, id: u64) -> Option<sse::Event> {
+    let bytes: Vec<u8> = bytes.collect();
+    let text = String::from_utf8_lossy(&bytes);
+    let data = serde_json::json!({"text": text}).to_string();
+    (!bytes.is_empty()).then(|| sse::Event::default().id(id.to_string()).data(data))
 }
 
 /// Bytes at the end that begin a character whose rest is yet to come (UTF-8, RFC 3629).
@@ -342,15 +380,40 @@ mod tests {
         assert_eq!(incomplete_tail(b""), 0);
     }
 
+    /// What a stream of these pieces sends, each with the offset after it.
+    async fn sent(pieces: &[(u64, &[u8])], is_cut_off: bool) -> Vec<String> {
+        let pieces: Vec<_> =
+            pieces.iter().map(|(offset, bytes)| Ok((*offset, Bytes::copy_from_slice(bytes)))).collect();
+        let events = lines(stream::iter(pieces), move || is_cut_off);
+        events.map(|event| format!("{:?}", event.expect("an event"))).collect().await
+    }
+
     #[tokio::test]
     async fn ids_of_events_are_the_bytes_after_what_was_sent_in_whole_characters() {
         let bytes = "a\r█b".as_bytes();
-        let pieces =
-            stream::iter([Ok((3, Bytes::copy_from_slice(&bytes[..3]))), Ok((6, Bytes::copy_from_slice(&bytes[3..])))]);
-        let events: Vec<String> = lines(pieces).map(|event| format!("{:?}", event.expect("an event"))).collect().await;
+        let events = sent(&[(3, &bytes[..3]), (6, &bytes[3..])], false).await;
         assert_eq!(events.len(), 3);
         assert!(events[0].contains("id: 2"), "{events:?}");
         assert!(events[1].contains("id: 6"), "{events:?}");
         assert!(events[2].contains("event: end"), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_ends_within_a_character_is_sent_to_its_last_byte() {
+        let bytes = &"ab█".as_bytes()[..4];
+        let events = sent(&[(14, bytes)], false).await;
+        assert_eq!(events.len(), 3, "{events:?}");
+        assert!(events[0].contains("id: 12"), "{events:?}");
+        // As bytes are shown: the sign for what is no character.
+        assert!(events[1].contains("id: 14") && events[1].contains("\\xef\\xbf\\xbd"), "{events:?}");
+        assert!(events[2].contains("event: end"), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_the_service_cuts_off_says_no_end_and_resumes_within_the_character() {
+        let bytes = &"ab█".as_bytes()[..4];
+        let events = sent(&[(14, bytes)], true).await;
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert!(events[0].contains("id: 12"), "{events:?}");
     }
 }
