@@ -4,11 +4,17 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use taxiway_job::{Condition, Entry, Job, JobId, Shift, State, Target, Time};
+use taxiway_job::{Condition, Entry, Job, JobId, LaunchId, Shift, State, Target, Time};
 
 use super::handle::{Operation, QueueError, Verb};
 use super::owner::{Asker, Done, Owner, entry_of};
 use crate::store::{Change, StoreError};
+
+/// A change of a running job's time limit that is stored and on its way to the shim.
+pub(super) struct Extending {
+    operation: Operation,
+    from: Option<Duration>,
+}
 
 impl Owner {
     /// A job that has ended waits for another attempt.
@@ -268,30 +274,51 @@ impl Owner {
     ) {
         let id = operation.id;
         let launch = self.live.iter().find(|(_, live)| live.job == id).map(|(launch, _)| *launch);
-        let state = self.jobs.get(id).map_or(State::Running, |entry| entry.state());
-        match result {
-            Err(error) => operation.answer(Err(error.into())),
-            // It ran out while the other one was being stored: what is stored is what has struck.
-            Ok(()) if self.time_is_up(id, from) => {
-                self.owed.push(limited_to(id, from, "taxiway".into()));
-                if let Some(entry) = self.jobs.get_mut(id) {
-                    entry.revision += 2;
-                }
-                let too_late = move |result: Result<(), QueueError>| {
-                    operation.answer(result.and(Err(QueueError::TimeIsUp(id))));
-                };
-                self.then.answers.push(Box::new(too_late));
-            }
-            Ok(()) => {
-                if let Some(entry) = self.jobs.get_mut(id) {
-                    entry.revision += 1;
-                }
-                if let Some(launch) = launch {
-                    self.launcher.extend(launch, to);
-                }
-                operation.answer(Ok(state));
-            }
+        if let Err(error) = result {
+            operation.answer(Err(error.into()));
+            return self.limit_changed(id, launch);
         }
+        let in_time = !self.time_is_up(id, from);
+        let extending = Extending { operation, from };
+        if in_time
+            && let Some(launch) = launch
+            && self.launcher.extend(launch, to)
+            && let Some(live) = self.live.get_mut(&launch).filter(|live| live.end.is_none())
+        {
+            live.extending = Some(extending);
+            return;
+        }
+        self.answer_extension(extending, in_time);
+        self.limit_changed(id, launch);
+    }
+
+    /// The shim has said whether another time limit holds, or it is known otherwise.
+    pub(super) fn extended(&mut self, launch: LaunchId, in_time: bool) {
+        let Some(live) = self.live.get_mut(&launch) else { return };
+        let (id, extending) = (live.job, live.extending.take());
+        if let Some(extending) = extending {
+            self.answer_extension(extending, in_time);
+            self.limit_changed(id, Some(launch));
+        }
+    }
+
+    fn answer_extension(&mut self, Extending { operation, from }: Extending, in_time: bool) {
+        let id = operation.id;
+        let Some(entry) = self.jobs.get_mut(id) else { return operation.answer(Err(QueueError::NotFound(id))) };
+        entry.revision += 1;
+        if in_time {
+            return operation.answer(Ok(entry.state()));
+        }
+        // The one before ran out while this one was being stored: what is stored is what has struck.
+        entry.revision += 1;
+        self.owed.push(limited_to(id, from, "taxiway".into()));
+        let too_late = move |result: Result<(), QueueError>| {
+            operation.answer(result.and(Err(QueueError::TimeIsUp(id))));
+        };
+        self.then.answers.push(Box::new(too_late));
+    }
+
+    fn limit_changed(&mut self, id: JobId, launch: Option<LaunchId>) {
         if let Some(launch) = launch {
             self.end_that_waited(launch);
         }

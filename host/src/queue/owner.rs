@@ -222,6 +222,8 @@ pub(super) struct Live {
     pub(super) start_by: Option<Instant>,
     /// Why its shim counts as silent, if it does.
     pub(super) unresponsive: Option<String>,
+    /// A change of its time limit of which its shim has yet to say that it holds.
+    pub(super) extending: Option<super::change::Extending>,
     /// Its processes that survive SIGKILL; its slot stays taken until they are gone.
     pub(super) unkillable: Vec<i32>,
     /// Its end, known before the answer to a stop that is being written.

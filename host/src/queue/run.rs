@@ -48,6 +48,8 @@ impl Owner {
                 self.adopted(launch, process);
             }
             Event::Unresponsive { launch, shim_pid, why } => self.unresponsive(launch, shim_pid, why),
+            Event::Responsive { launch } => self.responsive(launch),
+            Event::Extended { launch, in_time } => self.extended(launch, in_time),
             Event::Unkillable { launch, pids } => {
                 let job = self.live.get(&launch).map(|live| live.job.to_string());
                 tracing::error!(job, %launch, ?pids, "processes survive SIGKILL; their slot stays taken until they are gone");
@@ -85,6 +87,7 @@ impl Owner {
             sampler: Sampler::default(),
             start_by: None,
             unresponsive: None,
+            extending: None,
             unkillable: Vec::new(),
             end: None,
             released: false,
@@ -135,6 +138,11 @@ impl Owner {
                 let released = gpus.release(launch, &uuids, &ours).await;
                 Done::Released { launch, ending, released, took: begun.elapsed() }
             }));
+        }
+        if live.extending.is_some() {
+            let timed_out = matches!(&ending, Ending::Record(record) if record.timed_out());
+            self.extended(launch, !timed_out);
+            return self.over(launch, ending);
         }
         if self.jobs.get(live.job).is_some_and(|entry| entry.busy) {
             // A stop of it is being written. Its answer says how the job ends.

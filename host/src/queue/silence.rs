@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use taxiway_job::{JobId, LaunchId};
+use taxiway_job::{JobId, LaunchId, State};
 use tokio::time::Instant;
 
 use super::handle::{QueueError, Verb};
+use super::operate::AS_PLANNED;
 use super::owner::Owner;
 
 /// How long a shim may take to say that it has started its command, before its job says that it does not answer. It takes a
@@ -21,6 +22,13 @@ impl Owner {
         if let Some(live) = self.live.get_mut(&launch) {
             tracing::warn!(job = %live.job, %launch, shim_pid, why, "a shim does not answer");
             live.unresponsive = Some(why);
+            let job = live.job;
+            // What it was told of another time limit it reads first, once it goes on.
+            self.extended(launch, true);
+            // One that an earlier service was to stop has not been told by this one.
+            if self.jobs.get(job).is_some_and(|entry| entry.state() == State::Cancelling) {
+                self.launcher.stop(launch, AS_PLANNED);
+            }
             return;
         }
         let Some(job) = self.job_of_launch(launch) else { return };
@@ -32,6 +40,14 @@ impl Owner {
                 entry.busy = true;
             }
             self.answer_those_who_wait(job);
+        }
+    }
+
+    /// A shim answers again.
+    pub(super) fn responsive(&mut self, launch: LaunchId) {
+        if let Some(live) = self.live.get_mut(&launch) {
+            tracing::info!(job = %live.job, %launch, "a shim answers again");
+            live.unresponsive = None;
         }
     }
 

@@ -86,3 +86,20 @@ async fn what_an_earlier_service_has_armed_and_does_not_answer_is_explained_and_
     let job = server.job(&armed).await;
     assert_eq!((job.exit_code(), job.json["attempt"].as_u64()), (Some(7), Some(1)));
 }
+
+#[tokio::test]
+async fn a_running_job_whose_shim_is_stopped_can_be_cancelled_and_extended() {
+    let server = Place::new().start().await;
+    let mut bell = Bell::new(server.place().path(), "bell");
+    let job = server.submit(sh(&format!("{}; sleep 1000", bell.ring("up")))).await;
+    let mut events = server.events().await;
+    bell.heard().await;
+    let shim = shim_of(&server.place().jobs_dir(), job.id()).await;
+    shim.signal(libc::SIGSTOP);
+    let edit = server.request(Method::PATCH, &format!("/api/v1/jobs/{}", job.id()));
+    edit.json(&json!({"time_limit": "1h"})).send().await.expect(200);
+    shim.signal(libc::SIGSTOP);
+    assert_eq!(server.operate(job.id(), "cancel").await.expect(200).job().state(), "cancelling");
+    assert_eq!(events.end_of(job.id()).await, "cancelled");
+    shim.wait();
+}

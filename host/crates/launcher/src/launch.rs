@@ -141,6 +141,18 @@ pub enum Event {
         /// What it does not do, in a sentence.
         why: String,
     },
+    /// The shim answers again, after [`Event::Unresponsive`] about a launch that goes on.
+    Responsive {
+        /// The launch.
+        launch: LaunchId,
+    },
+    /// The shim has heard of another time limit ([`Launcher::extend`]).
+    Extended {
+        /// The launch.
+        launch: LaunchId,
+        /// Whether it holds. False: the one before had run out, and the job is being stopped or was.
+        in_time: bool,
+    },
     /// Processes of the job are still there this long after SIGKILL (in uninterruptible sleep, usually in a driver). The launch
     /// ends when they do.
     Unkillable {
@@ -261,11 +273,13 @@ pub trait Launcher: Send + Sync {
     /// does not leave is killed. Without effect after `go`.
     fn disarm(&self, launch: LaunchId);
     /// Stops a running job: the signal to its process group, the grace, then SIGKILL to every descendant; [`Event::Ended`] when
-    /// none is left. May be repeated: the earlier deadline counts.
+    /// none is left. May be repeated: the earlier deadline counts. A shim that does not do it is continued, and killed if that
+    /// does not help: the job dies with it.
     fn stop(&self, launch: LaunchId, stop: Stop);
     /// Changes the time limit of a running job, counted from its exec; none removes it. Without effect once the limit has
-    /// struck.
-    fn extend(&self, launch: LaunchId, time_limit: Option<Duration>);
+    /// struck. True: [`Event::Extended`] says which it was, unless the launch ends first. False: its shim hears of it when it is
+    /// found, or is of a version that does not say.
+    fn extend(&self, launch: LaunchId, time_limit: Option<Duration>) -> bool;
     /// What became of the launch is committed: its shim may leave, and the directory of one that started nothing goes.
     fn confirm(&self, launch: LaunchId);
     /// Finds out what became of the attempts that the store holds unsettled, at the start of the host. For each:

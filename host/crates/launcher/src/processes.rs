@@ -140,6 +140,29 @@ impl Handle {
     }
 }
 
+/// A process of this boot that is known by its pid and start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) pid: i32,
+    start_time: u64,
+}
+
+impl Identity {
+    /// The process that has this pid now; none when there is none.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        let start_time = stat(pid).filter(|_| pid > 0)?.start_time;
+        Some(Self { pid, start_time })
+    }
+
+    /// Sends it a signal; false when it is gone, whoever has its pid now.
+    pub(crate) fn signal(self, signal: i32) -> io::Result<bool> {
+        match Handle::open(self.pid, Some(self.start_time))? {
+            Some(handle) => handle.signal(signal).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
 /// Sends a signal to the process of a pidfd (pidfd_send_signal(2)).
 pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: the descriptor is open, a null siginfo asks for the default, and the flags are zero.

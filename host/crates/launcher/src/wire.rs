@@ -11,7 +11,10 @@ use crate::launch::Started;
 use crate::record::ExitRecord;
 
 /// The version of this protocol.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+
+/// From this version on a shim answers what [`Request::is_answered`] names.
+pub(crate) const ANSWERS_SINCE: u32 = 2;
 
 /// The longest line that is accepted. Linux takes at most 2 MiB of argv and environment, which JSON may write six times as long.
 const LINE_MAX_BYTES: usize = 16 << 20;
@@ -64,14 +67,23 @@ pub(crate) enum Request {
     Plan(Box<ShimPlan>),
     /// Start the command.
     Go { gpu_uuids: Vec<String> },
-    /// Stop it.
+    /// Stop it: [`Report::Here`].
     Stop { grace_ms: Option<u64>, signal: Option<i32> },
-    /// Another time limit.
+    /// Another time limit: [`Report::Extended`].
     Extend { time_limit_ms: Option<u64> },
     /// The end is committed.
     Confirm,
+    /// Whether it is there: [`Report::Here`].
+    Ask,
     /// The first message of a host that adopts: from now on it is the shim's host.
     Hello { version: u32, launch: LaunchId },
+}
+
+impl Request {
+    /// Whether a shim answers it at once.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self, Self::Stop { .. } | Self::Extend { .. } | Self::Ask)
+    }
 }
 
 /// From a shim to its host.
@@ -88,6 +100,10 @@ pub(crate) enum Report {
     Ended(Box<ExitRecord>),
     /// These survive SIGKILL.
     Unkillable { pids: Vec<i32> },
+    /// What it was told it does.
+    Here,
+    /// The time limit is this one. False in `in_time`: the one before had run out.
+    Extended { time_limit_ms: Option<u64>, in_time: bool },
     /// The answer to [`Request::Hello`].
     Adopted { version: u32, launch: LaunchId, shim_pid: i32, phase: Phase },
 }
@@ -124,6 +140,8 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 #[derive(Default)]
 pub(crate) struct Lines {
     bytes: Vec<u8>,
+    /// So many of them were looked at and have no newline: a plan of megabytes comes in many pieces.
+    looked_at: usize,
 }
 
 impl Lines {
@@ -135,13 +153,48 @@ impl Lines {
 
     /// The next whole message; lines that are none of this version's messages are passed over.
     pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Option<T> {
-        while let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
+        while let Some(further) = self.bytes[self.looked_at..].iter().position(|byte| *byte == b'\n') {
+            let end = self.looked_at + further;
             let message = serde_json::from_slice(&self.bytes[..end]).ok();
             self.bytes.drain(..=end);
+            self.looked_at = 0;
             if message.is_some() {
                 return message;
             }
         }
+        self.looked_at = self.bytes.len();
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_whole_in_whatever_pieces_they_arrive() {
+        let sent = [Request::Ask, Request::Go { gpu_uuids: vec!["GPU-1".into()] }, Request::Confirm];
+        let mut bytes: Vec<u8> = sent.iter().flat_map(encode).collect();
+        bytes.splice(0..0, *b"{\"of\":\"another version\"}\n");
+        for size in 1..=bytes.len() {
+            let (mut lines, mut found) = (Lines::default(), Vec::new());
+            for piece in bytes.chunks(size) {
+                assert!(lines.push(piece));
+                found.extend(std::iter::from_fn(|| lines.next::<Request>()));
+            }
+            let found: Vec<Vec<u8>> = found.iter().map(encode).collect();
+            assert_eq!(found, sent.iter().map(encode).collect::<Vec<_>>(), "in pieces of {size} bytes");
+            assert_eq!((lines.bytes.len(), lines.looked_at), (0, 0));
+        }
+    }
+
+    #[test]
+    fn no_byte_of_a_long_line_is_looked_at_twice() {
+        let mut lines = Lines::default();
+        for _ in 0..3 {
+            assert!(lines.push(&[b'x'; 4096]));
+            assert!(lines.next::<Request>().is_none());
+            assert_eq!(lines.looked_at, lines.bytes.len());
+        }
     }
 }

@@ -77,7 +77,7 @@ async fn end(bench: &mut Bench, resistance: Resistance, way: Way) -> (Start, Exi
     bench.log_has(start, "up").await;
     match way {
         Way::Cancel => bench.launcher.stop(start.launch, Stop { grace: None, signal: None }),
-        Way::TimeLimit => bench.launcher.extend(start.launch, Some(Duration::from_millis(1))),
+        Way::TimeLimit => assert!(bench.launcher.extend(start.launch, Some(Duration::from_millis(1)))),
         Way::Requeue => {
             let stop = Stop { grace: Some(Duration::from_millis(50)), signal: Some(libc::SIGUSR1) };
             bench.launcher.stop(start.launch, stop);

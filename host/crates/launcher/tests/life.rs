@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use support::{Bench, Start, patiently, processes_of, sh};
 use taxiway_job::FailureClass;
-use taxiway_launcher::{ConfigFile, Event, GoError, Launcher, Settlement, Status, StoredPhase, failure, log};
+use taxiway_launcher::{ConfigFile, Event, GoError, Launcher, Settlement, Status, Stop, StoredPhase, failure, log};
 
 #[tokio::test]
 async fn a_job_that_ends_well_leaves_a_clean_record_and_its_whole_output() {
@@ -403,4 +403,48 @@ async fn a_time_limit_stops_a_job_and_an_extension_moves_it() {
     assert_eq!(bench.log(start), "up\nasked\n");
     assert_eq!(failure::classify(&record, b"").map(|failure| failure.class), Some(FailureClass::Timeout));
     assert!(processes_of(start.launch).is_empty());
+}
+
+#[tokio::test]
+async fn another_time_limit_holds_or_is_said_to_come_too_late() {
+    let mut bench = Bench::new();
+    let (start, _) = bench.run(sh("trap '' TERM; echo up; while :; do sleep 1000; done")).await;
+    bench.log_has(start, "up").await;
+    assert!(bench.launcher.extend(start.launch, Some(Duration::from_secs(1000))));
+    assert!(bench.extended().await, "there was none before");
+    assert!(bench.launcher.extend(start.launch, Some(Duration::from_millis(1))));
+    assert!(bench.extended().await);
+    // The limit has struck, and the grace runs.
+    assert!(bench.launcher.extend(start.launch, Some(Duration::from_secs(1000))));
+    assert!(!bench.extended().await);
+    bench.launcher.stop(start.launch, Stop { grace: Some(Duration::ZERO), signal: None });
+    assert!(bench.end(start).await.timed_out());
+}
+
+#[tokio::test]
+async fn an_output_that_somebody_else_goes_on_writing_to_does_not_keep_the_job_from_its_end() {
+    use std::io::{Read, Write};
+    let mut bench = Bench::new();
+    // A service of which the job is a client: it gets the job's output and writes to it without end.
+    let path = bench.directory.path().join("service");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let service = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut pid = [0; 4];
+        client.read_exact(&mut pid).expect("its pid");
+        let mut output = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/fd/1", i32::from_le_bytes(pid)))
+            .expect("its output");
+        client.write_all(b"!").expect("it waits");
+        while output.write_all(&[b'x'; 4096]).is_ok() {}
+    });
+    let script = format!(
+        "import os, socket, struct\ns = socket.socket(socket.AF_UNIX)\ns.connect({:?})\n\
+         s.sendall(struct.pack('<i', os.getpid()))\ns.recv(1)\nraise SystemExit(4)",
+        path.to_str().expect("UTF-8")
+    );
+    let (_, record) = bench.run_to_end(["python3", "-c", &script].map(str::to_owned).to_vec()).await;
+    assert_eq!(record.status, Status::Exited(4));
+    service.join().expect("it ends when nobody reads any more");
 }

@@ -345,7 +345,9 @@ impl Launcher for Machine {
         self.called_out(inner);
     }
 
-    fn extend(&self, _: LaunchId, _: Option<Duration>) {}
+    fn extend(&self, _: LaunchId, _: Option<Duration>) -> bool {
+        false
+    }
 
     fn confirm(&self, launch: LaunchId) {
         let mut inner = self.called_in("confirm");

@@ -6,12 +6,15 @@
 
 mod control;
 mod directory;
+mod follow;
+mod gone;
 mod launch;
 mod patience;
 mod recover;
 mod settle;
 mod spawner;
 mod stranger;
+mod vigil;
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;
@@ -181,8 +184,8 @@ impl Inner {
 impl Launcher for LocalLauncher {
     fn prepare(&self, plan: LaunchPlan) {
         let inner = Arc::clone(&self.inner);
-        let launch =
-            Arc::new(Launch::new(&inner.jobs_dir, plan.job, plan.launch, State::Preparing { disarmed: false }));
+        let state = State::Preparing { disarmed: false };
+        let launch = Arc::new(Launch::new(&inner.jobs_dir, plan.job, plan.launch, plan.time_limit, state));
         inner.launches().insert(plan.launch, Arc::clone(&launch));
         self.inner.runtime.spawn(async move { launch.prepare(&inner, plan).await });
     }
@@ -241,15 +244,15 @@ impl Launcher for LocalLauncher {
     }
 
     fn stop(&self, launch: LaunchId, stop: Stop) {
-        self.say(launch, &Request::Stop { grace_ms: stop.grace.map(milliseconds), signal: stop.signal });
+        if let Some(entry) = self.inner.find(launch) {
+            entry.say(&Request::Stop { grace_ms: stop.grace.map(milliseconds), signal: stop.signal });
+        }
     }
 
-    fn extend(&self, launch: LaunchId, time_limit: Option<Duration>) {
-        if let Some(entry) = self.inner.find(launch) {
-            // A shim that is just being looked for hears of it when it is found.
-            entry.set_stored_limit(time_limit);
-        }
-        self.say(launch, &Request::Extend { time_limit_ms: time_limit.map(milliseconds) });
+    fn extend(&self, launch: LaunchId, time_limit: Option<Duration>) -> bool {
+        let Some(entry) = self.inner.find(launch) else { return false };
+        entry.vigil.set_time_limit(time_limit);
+        entry.say(&Request::Extend { time_limit_ms: time_limit.map(milliseconds) })
     }
 
     fn confirm(&self, launch: LaunchId) {
@@ -263,34 +266,17 @@ impl Launcher for LocalLauncher {
             });
             return;
         }
-        self.say(launch, &Request::Confirm);
+        entry.say(&Request::Confirm);
     }
 
     fn recover(&self, attempts: Vec<Unsettled>) {
         for attempt in attempts {
             let state = State::Arming { disarmed: false };
-            let launch = Arc::new(Launch::new(&self.inner.jobs_dir, attempt.job, attempt.launch, state));
+            let (job, limit) = (attempt.job, attempt.time_limit);
+            let launch = Arc::new(Launch::new(&self.inner.jobs_dir, job, attempt.launch, limit, state));
             self.inner.launches().insert(attempt.launch, Arc::clone(&launch));
             let inner = Arc::clone(&self.inner);
             self.inner.runtime.spawn(async move { launch.recover(&inner, attempt).await });
-        }
-    }
-}
-
-impl LocalLauncher {
-    /// Says something to the shim of a launch that was told to go. One that is gone needs nothing said: an event is on its way.
-    fn say(&self, launch: LaunchId, request: &Request) {
-        let control = match self.inner.find(launch) {
-            Some(entry) => match &*entry.state() {
-                State::Going(control) => Some(Arc::clone(control)),
-                _ => None,
-            },
-            None => None,
-        };
-        if let Some(control) = control
-            && let Err(error) = control.send(request)
-        {
-            tracing::debug!(%launch, %error, "the shim is gone");
         }
     }
 }

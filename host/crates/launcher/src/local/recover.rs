@@ -20,7 +20,7 @@ use crate::launch::{AdoptedPhase, Event, Settlement, Unsettled};
 use crate::processes::pidfd_open;
 use crate::rules::Known;
 use crate::watch::Watch;
-use crate::wire::{Lines, Phase, Report, Request, VERSION, file};
+use crate::wire::{ANSWERS_SINCE, Lines, Phase, Report, Request, VERSION, file};
 
 /// Where nothing tells of a change, it is looked for again after this long. Longer than [`ANSWER_TIMEOUT`], after which it is said
 /// what is being waited for.
@@ -30,7 +30,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 struct Adopted {
     control: Arc<Control>,
     lines: Lines,
+    /// As the kernel names it: its own number may be of another pid namespace.
     shim_pid: i32,
+    version: u32,
     phase: Phase,
 }
 
@@ -38,7 +40,6 @@ impl Launch {
     /// Finds out what became of an attempt that the store holds unsettled.
     pub(super) async fn recover(self: Arc<Self>, inner: &Arc<Inner>, attempt: Unsettled) {
         let known = Known { phase: attempt.phase, same_boot: attempt.boot_id == inner.boot_id };
-        self.set_stored_limit(attempt.time_limit);
         self.search(inner, known).await;
     }
 
@@ -78,24 +79,22 @@ impl Launch {
                     told.clone_from(&why);
                     inner.report(Event::Unresponsive { launch, shim_pid: holder, why }).await;
                 }
-                waiting.await;
+                self.outwait(holder, waiting).await;
             }
         }
     }
 
     async fn adopt(self: Arc<Self>, inner: &Arc<Inner>, adopted: Adopted) -> Option<Known> {
         let launch = self.id;
+        self.vigil.begin(adopted.version >= ANSWERS_SINCE);
         *self.state() = State::Going(Arc::clone(&adopted.control));
-        let phase = match adopted.phase {
-            Phase::Running(process) => AdoptedPhase::Running(process),
-            Phase::Ended => AdoptedPhase::Ended,
+        let (phase, process) = match adopted.phase {
+            Phase::Running(process) => (AdoptedPhase::Running(process), Some(process)),
+            Phase::Ended => (AdoptedPhase::Ended, None),
         };
-        if let Some(time_limit) = self.stored_limit() {
-            // A shim that goes away meanwhile shows as the end of the stream.
-            let _ = adopted.control.send(&Request::Extend { time_limit_ms: time_limit.map(milliseconds) });
-        }
+        self.say(&Request::Extend { time_limit_ms: self.vigil.time_limit().map(milliseconds) });
         inner.report(Event::Adopted { launch, phase }).await;
-        self.follow_adopted(inner, adopted.control, adopted.lines, adopted.shim_pid).await
+        self.follow_adopted(inner, adopted.control, adopted.lines, adopted.shim_pid, process).await
     }
 
     /// Shakes hands with the shim; none when there is nobody or the connection breaks.
@@ -105,14 +104,16 @@ impl Launch {
         let shim_pid = peer(&stream);
         let control = Arc::new(Control::new(stream).ok()?);
         control.send(&Request::Hello { version: VERSION, launch: self.id }).ok()?;
-        let answer = answer(control, self.id);
+        let answer = answer(control, self.id, shim_pid);
         tokio::pin!(answer);
         match tokio::time::timeout(ANSWER_TIMEOUT, &mut answer).await {
             Ok(answer) => answer,
             Err(_) => {
                 let why = silent(shim_pid);
                 inner.report(Event::Unresponsive { launch: self.id, shim_pid, why }).await;
-                answer.await
+                let mut adopted = None;
+                self.outwait(shim_pid, async { adopted = answer.await }).await;
+                adopted
             }
         }
     }
@@ -154,11 +155,11 @@ fn silent(shim_pid: i32) -> String {
     }
 }
 
-async fn answer(control: Arc<Control>, launch: LaunchId) -> Option<Adopted> {
+async fn answer(control: Arc<Control>, launch: LaunchId, shim_pid: i32) -> Option<Adopted> {
     let mut lines = Lines::default();
     loop {
-        if let Report::Adopted { launch: answered, shim_pid, phase, .. } = control.next(&mut lines).await? {
-            return (answered == launch).then_some(Adopted { control, lines, shim_pid, phase });
+        if let Report::Adopted { launch: answered, version, phase, .. } = control.next(&mut lines).await? {
+            return (answered == launch).then_some(Adopted { control, lines, shim_pid, version, phase });
         }
     }
 }

@@ -177,13 +177,14 @@ fn reap(pidfd: i32) {
     }
 }
 
-/// Kills the shim that holds a launch's lock, which must never have been told to start anything. It may take a moment to go.
-pub(super) fn kill_holder(directory: &Path, pid: i32) -> io::Result<()> {
+/// Sends a signal to the shim that holds a launch's lock; nothing happens when that is another process by now. Not while this
+/// process settles the launch: closing the file gives a lock of its own away.
+pub(super) fn signal_holder(directory: &Path, pid: i32, signal: i32) -> io::Result<()> {
     let lock = File::options().write(true).open(directory.join(file::LOCK))?;
     let fd = pidfd_open(pid)?;
     // The lock goes with its holder: who has it now had it when the descriptor was made, so the two are one process.
     if lock::holder(&lock)? == Some(pid) {
-        processes::send_signal(fd.as_fd(), libc::SIGKILL)?;
+        processes::send_signal(fd.as_fd(), signal)?;
     }
     Ok(())
 }

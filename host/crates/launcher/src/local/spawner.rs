@@ -12,12 +12,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use crate::processes::Identity;
 use crate::wire::{SPAWNER_ARGUMENT, SpawnerReport};
 
 /// A running spawner.
 #[derive(Clone)]
 pub(super) struct Spawner {
     socket: Arc<AsyncFd<OwnedFd>>,
+    process: Option<Identity>,
     lost: watch::Receiver<bool>,
 }
 
@@ -40,8 +42,10 @@ impl Spawner {
         // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
         let socket = Arc::new(unsafe { AsyncFd::register(ours) }.map_err(io::Error::from)?);
         let (set_lost, lost) = watch::channel(false);
+        // Nobody has waited for it yet, so it is there, as a zombie at worst.
+        let process = i32::try_from(child.id()).ok().and_then(Identity::of);
         tokio::spawn(listen(Arc::clone(&socket), set_lost, child, on_report));
-        Ok(Self { socket, lost })
+        Ok(Self { socket, process, lost })
     }
 
     /// Whether it still runs, as far as is known.
@@ -52,6 +56,16 @@ impl Spawner {
     /// Whether both are handles of the same one.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.socket, &other.socket)
+    }
+
+    /// Its pid; 0 when that is not known.
+    pub(super) fn pid(&self) -> i32 {
+        self.process.map_or(0, |process| process.pid)
+    }
+
+    /// Sends it a signal; false when it is gone.
+    pub(super) fn signal(&self, signal: i32) -> io::Result<bool> {
+        self.process.map_or(Ok(false), |process| process.signal(signal))
     }
 
     /// Resolves when the spawner is gone.

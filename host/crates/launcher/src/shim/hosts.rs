@@ -57,8 +57,16 @@ impl Shim {
             Request::Stop { grace_ms, signal } => {
                 let grace = grace_ms.map_or(self.limits.grace_ns, milliseconds);
                 self.stop(StoppedBy::Host, signal.unwrap_or(self.limits.stop_signal), grace);
+                self.tell(&Report::Here);
             }
-            Request::Extend { time_limit_ms } => self.limits.time_limit_ns = time_limit_ms.map(milliseconds),
+            Request::Extend { time_limit_ms } => {
+                let in_time = !self.time_is_up();
+                if in_time {
+                    self.limits.time_limit_ns = time_limit_ms.map(milliseconds);
+                }
+                self.tell(&Report::Extended { time_limit_ms, in_time });
+            }
+            Request::Ask => self.tell(&Report::Here),
             Request::Confirm => {
                 if matches!(self.state, State::Ended(_)) {
                     return Stay::No(LEFT);
@@ -68,6 +76,17 @@ impl Shim {
             Request::Plan(_) | Request::Hello { .. } => {}
         }
         Stay::Yes
+    }
+
+    /// Whether the time limit has struck. One that has run out in this very turn has not.
+    fn time_is_up(&self) -> bool {
+        let by = match &self.state {
+            State::Running(running) => running.stopping.as_ref().map(|stopping| stopping.by),
+            State::Leftovers(Leftovers { record, .. }) => record.stopped_by,
+            State::Ended(ended) => ended.record.stopped_by,
+            State::Armed(_) | State::Changing => None,
+        };
+        by == Some(StoppedBy::TimeLimit)
     }
 
     pub(super) fn tell(&self, report: &Report) {

@@ -134,11 +134,11 @@ impl Bench {
         }
     }
 
-    /// The next event, but for those that a busy machine alone may cause.
+    /// The next event, but for those that a busy machine alone may cause, and answers.
     pub async fn event(&mut self) -> Event {
         loop {
             match self.any_event().await {
-                Event::Unresponsive { .. } => {}
+                Event::Unresponsive { .. } | Event::Responsive { .. } | Event::Extended { .. } => {}
                 other => return other,
             }
         }
@@ -154,6 +154,17 @@ impl Bench {
         match self.any_event().await {
             Event::Unresponsive { shim_pid, why, .. } => (shim_pid, why),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the shim has answered to another time limit. Returns whether it holds.
+    pub async fn extended(&mut self) -> bool {
+        loop {
+            match self.any_event().await {
+                Event::Extended { in_time, .. } => return in_time,
+                Event::Unresponsive { .. } | Event::Responsive { .. } => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
