@@ -187,8 +187,12 @@ async fn a_shim_that_cannot_be_continued_is_killed_and_its_job_with_it() {
     let mut bench = Bench::new();
     let (start, process) = bench.run(sh("setsid sleep 1000 & echo up; sleep 1000")).await;
     bench.log_has(start, "up").await;
-    let Some(held) = Held::hold(parent(process.pid)) else { return };
+    let held = Held::hold(parent(process.pid));
     bench.launcher.stop(start.launch, AS_PLANNED);
+    let Some(held) = held else {
+        bench.end(start).await;
+        return;
+    };
     bench.silence().await;
     let settlement = bench.settlement(start).await;
     assert!(matches!(settlement, Settlement::Lost { .. }), "{settlement:?}");

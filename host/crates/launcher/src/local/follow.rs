@@ -184,8 +184,9 @@ impl Launch {
                 *self.state() = State::Arming { disarmed: true };
                 control.close();
             }
-            // The others are of a spawner.
-            Late::Kill | Late::TellNoFate | Late::KillSpawner => {}
+            Late::Kill => {}
+            // Of a spawner: only once the socket has closed.
+            Late::TellNoFate | Late::KillSpawner => return false,
         }
         // It was not told to start anything, and nobody can tell it any more.
         let known = Known { phase: StoredPhase::Armed, same_boot: true };
