@@ -180,13 +180,12 @@ impl Admission {
     pub async fn judge(&self, draft: Draft, submitter: &str, dry_run: bool) -> Result<Admitted, Refusal> {
         self.0.hooks.ready().await;
         let resolved = resolve::resolve(draft, &self.0.profiles, self.0.grace, &self.0.gpus);
-        let resolve::Resolved { id, mut spec, config, hold, known_profile, problems } = resolved;
+        let resolve::Resolved { id, mut spec, config, hold, is_judged, problems } = resolved;
         let mut course = Course::new(Stage::Submit, problems);
         let as_submitted = Beside { labels: spec.labels.clone(), env: spec.env.clone() };
-        let (config, submitted_config) = if known_profile {
+        let (config, submitted_config) = if is_judged {
             self.ask_plugins(&mut course, id, &mut spec, config, submitter, dry_run).await
         } else {
-            // Which plugins see a job is a matter of its profile.
             (config, None)
         };
         course.problems.extend(resolve::unwritable(&config, spec.config_format));

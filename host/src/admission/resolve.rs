@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, Problem, Retries, Severity};
+use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, MOST_LEVELS, Problem, Retries, Severity, is_too_deep};
 
 use super::{Draft, command};
 use crate::config::Profile;
@@ -38,8 +38,9 @@ pub(super) struct Resolved {
     pub(super) spec: JobSpec,
     pub(super) config: Map<String, Value>,
     pub(super) hold: bool,
-    /// False when it names a profile that there is not.
-    pub(super) known_profile: bool,
+    /// Whether plugins see it: not when it names a profile that there is not, because which of them do is a matter of that, nor
+    /// when its configuration is deeper than they could read.
+    pub(super) is_judged: bool,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -80,7 +81,17 @@ pub(super) fn resolve(
     };
     check_gpus(&spec, gpus, &mut problems);
     check_spec(&spec, &mut problems);
-    Resolved { id: draft.id, spec, config: draft.config, hold: draft.hold, known_profile, problems }
+    let mut config = draft.config;
+    let too_deep = is_too_deep(&config);
+    if too_deep {
+        problems.push(error(
+            "too-deep",
+            format!("the configuration has more than {MOST_LEVELS} levels of lists and objects"),
+        ));
+        // Whoever is told what was judged could not read it.
+        config.clear();
+    }
+    Resolved { id: draft.id, spec, config, hold: draft.hold, is_judged: known_profile && !too_deep, problems }
 }
 
 /// `upper` over `lower`.

@@ -1,7 +1,7 @@
 //! The rewriters, one after another.
 
 use serde_json::Value;
-use taxiway_job::{EnvValue, JobSpec, Problem, Rewrite, Severity};
+use taxiway_job::{EnvValue, JobSpec, Problem, Rewrite, Severity, is_too_deep};
 use taxiway_plugin_host::{CallError, Called, Context, FailureKind, Hook, JobView, Mode, Rewritten, clean};
 
 use super::course::Course;
@@ -24,10 +24,16 @@ pub(super) async fn run(
     for rewriter in rewriters {
         let guest = rewriter.as_ref();
         let Called { result, duration, .. } = guest.rewrite(job, context).await;
+        let result = match result {
+            Ok(rewritten) => match rewritten.as_ref().and_then(|rewritten| what_is_malformed(rewritten)) {
+                None => Ok(rewritten),
+                Some(what) => Err(malformed(guest, what)),
+            },
+            Err(error) => Err(error),
+        };
         let rewritten = match result {
-            Ok(rewritten) if !is_malformed(rewritten.as_ref()) => rewritten,
-            failed => {
-                let error = failed.err().unwrap_or_else(|| malformed(guest));
+            Ok(rewritten) => rewritten,
+            Err(error) => {
                 course.fail(guest, Hook::Rewrite, error, duration);
                 if course.has_failed() {
                     break;
@@ -75,18 +81,22 @@ fn apply(rewritten: Rewritten, job: &mut JobView, spec: &mut JobSpec) -> Option<
     Some(std::mem::replace(&mut job.config, changed))
 }
 
-/// Whether it makes the configuration something else than an object, which is not what the interface asks for.
-fn is_malformed(rewritten: Option<&Rewritten>) -> bool {
-    rewritten.and_then(|rewritten| rewritten.config.as_ref()).is_some_and(|config| !config.is_object())
+/// What it makes of the configuration that the interface does not ask for, or that nobody could read afterwards.
+fn what_is_malformed(rewritten: &Rewritten) -> Option<&'static str> {
+    match rewritten.config.as_ref()? {
+        Value::Object(config) if is_too_deep(config) => Some("it made the configuration deeper than one may be"),
+        Value::Object(_) => None,
+        _ => Some("it made the configuration something else than a JSON object"),
+    }
 }
 
-fn malformed(guest: &dyn Guest) -> CallError {
+fn malformed(guest: &dyn Guest, what: &str) -> CallError {
     CallError {
         plugin: guest.name().to_owned(),
         version: guest.version().to_owned(),
         kind: FailureKind::MalformedOutput,
         limit: None,
-        message: "it made the configuration something else than a JSON object".to_owned(),
+        message: what.to_owned(),
         on_error: guest.on_error(),
         retry_after: None,
     }

@@ -501,6 +501,25 @@ async fn what_toml_cannot_say_is_found_in_the_rewritten_configuration() {
 }
 
 #[tokio::test]
+async fn nobody_makes_a_configuration_deeper_than_it_may_be() {
+    let deep = |levels: usize| (1..levels).fold(json!({}), |value, _| json!({"a": value}));
+    let config = |levels: usize| deep(levels).as_object().unwrap().clone();
+    let judge = says("limits", &[]);
+    let most = taxiway_job::MOST_LEVELS;
+    let job = admitted(std::slice::from_ref(&judge), Draft { config: config(most), ..draft() }).await;
+    assert_eq!(job.config, config(most));
+    judge.seen.lock().unwrap().clear();
+    let refusal = refused(std::slice::from_ref(&judge), Draft { config: config(most + 1), ..draft() }).await;
+    assert_eq!(codes(&refusal), [("taxiway", "too-deep")]);
+    assert!(judge.seen.lock().unwrap().is_empty(), "no plugin is given what it may not be able to read");
+
+    admitted(&[plugin("deep", Hook::Rewrite, Does::Replaces(deep(most)))], draft()).await;
+    let refusal = refused(&[plugin("deep", Hook::Rewrite, Does::Replaces(deep(most + 1)))], draft()).await;
+    let Refusal::PluginFailed(failure) = refusal else { panic!("{refusal:?}") };
+    assert_eq!((failure.plugin.as_str(), failure.kind), ("deep", FailureKind::MalformedOutput));
+}
+
+#[tokio::test]
 async fn a_dry_run_tells_plugins_so_and_a_hold_is_kept() {
     let judge = says("limits", &[]);
     let admitted =

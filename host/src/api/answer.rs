@@ -119,6 +119,10 @@ impl From<StoreError> for Refused {
                     "Taxiway made a mistake and changed nothing; its log says more",
                 )
             }
+            StoreError::Unreadable(_) => {
+                tracing::error!(%error, "a request could not be carried out");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "unreadable", error.to_string())
+            }
             StoreError::Stopped => stopping(),
         }
     }

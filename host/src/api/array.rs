@@ -1,7 +1,7 @@
 //! The product of an array's lists, merged into a configuration.
 
 use serde_json::{Map, Value};
-use taxiway_job::Problem;
+use taxiway_job::{MOST_LEVELS, Problem, is_too_deep};
 
 use super::answer::problem;
 use super::wire::{Array, Submission};
@@ -59,6 +59,11 @@ pub(super) fn check(array: &Array, submission: &Submission, is_in_batch: bool, p
             problems.push(problem(&path, "no-pointer", message));
             continue;
         };
+        // Before anything is made of it: each step is a level.
+        if steps.len() > MOST_LEVELS {
+            problems.push(too_deep(&pointer(["array", "params"])));
+            continue;
+        }
         let overlap = |(_, other): &&(&str, Vec<String>)| other.starts_with(&steps) || steps.starts_with(other);
         if let Some((other, _)) = places.iter().find(overlap) {
             let message =
@@ -67,6 +72,8 @@ pub(super) fn check(array: &Array, submission: &Submission, is_in_batch: bool, p
         } else if set(&mut config.clone(), &steps, first.clone()).is_none() {
             let message = format!("`{key}` leads through something of the configuration that has no members");
             problems.push(problem(&path, "no-such-place", message));
+        } else if values.as_array().into_iter().flatten().any(|value| makes_too_deep(&steps, value)) {
+            problems.push(too_deep(&path));
         }
         places.push((key, steps));
     }
@@ -77,6 +84,19 @@ pub(super) fn check(array: &Array, submission: &Submission, is_in_batch: bool, p
         let message = format!("the lists have {many} combinations, and an array has at most {MOST} jobs");
         problems.push(problem("/array/params", "too-many", message));
     }
+}
+
+fn too_deep(path: &str) -> Problem {
+    let message = format!("it would give the configuration more than {MOST_LEVELS} levels of lists and objects");
+    problem(path, "too-deep", message)
+}
+
+/// Whether a value at this place is too deep, whatever else is in the configuration.
+fn makes_too_deep(steps: &[String], value: &Value) -> bool {
+    let mut config = Map::new();
+    // An empty object takes any steps.
+    set(&mut config, steps, value.clone());
+    is_too_deep(&config)
 }
 
 /// Every combination, the last key's values changing first. Call it with an array that [`check`] has let through.
@@ -177,6 +197,20 @@ mod tests {
         let expected = json!({"train": {"lr": 5}, "layers": [{"size": 1}, {"size": 6}], "new": {"deep": 7}, "a.b/c": 8, "x/y~1": 9});
         assert_eq!(codes(params.clone(), config.clone()), []);
         assert_eq!(configs(params, config), [expected]);
+    }
+
+    #[test]
+    fn no_key_and_no_value_makes_a_configuration_deeper_than_it_may_be() {
+        let steps = |count: usize| "/a".repeat(count);
+        let fits = steps(MOST_LEVELS);
+        assert_eq!(codes(json!({fits: [1]}), json!({})), []);
+        for count in [MOST_LEVELS + 1, 128, 100_000] {
+            let found = codes(json!({steps(count): [1]}), json!({}));
+            assert_eq!(found, [("/array/params".to_owned(), "too-deep".to_owned())], "{count} steps");
+        }
+        let deep = (0..100).fold(json!(1), |value, _| json!([value]));
+        let found = codes(json!({"a": [1, deep], "/b/c": [1]}), json!({}));
+        assert_eq!(found, [("/array/params/a".to_owned(), "too-deep".to_owned())]);
     }
 
     #[test]

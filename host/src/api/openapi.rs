@@ -123,7 +123,7 @@ fn schemas() -> Value {
     let submission = json!({
         "command": {"type": ["array", "null"], "items": {"type": "string"}, "description": "argv; required unless there is a profile"},
         "profile": may_be_text(),
-        "config": {"type": ["object", "null"], "description": "the training configuration that plugins see and rewrite"},
+        "config": {"type": ["object", "null"], "description": "the training configuration that plugins see and rewrite: at most 64 levels of lists and objects"},
         "config_format": {"enum": ["json", "yaml", "toml", null]},
         "name": may_be_text(),
         "labels": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},

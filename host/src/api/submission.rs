@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-use taxiway_job::{JobId, OutOfRange, Problem, Terms};
+use taxiway_job::{JobId, MOST_LEVELS, OutOfRange, Problem, Terms, is_too_deep};
 
 use super::answer::{Refused, problem};
 use super::array;
@@ -218,6 +218,10 @@ fn wrong_type(name: &str, field: &Value, error: &serde_path_to_error::Error<serd
 /// plugins find. Jobs of the same batch that it comes after are named by their ids afterwards.
 fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
+    if submission.config.as_ref().is_some_and(is_too_deep) {
+        let message = format!("`config` has more than {MOST_LEVELS} levels of lists and objects");
+        problems.push(problem("/config", "too-deep", message));
+    }
     if submission.labels.as_ref().is_some_and(|labels| labels.len() > MOST_LABELS) {
         problems.push(problem("/labels", "too-many", format!("a job has at most {MOST_LABELS} labels")));
     }
@@ -340,6 +344,18 @@ mod tests {
     fn a_number_that_would_be_altered_is_refused_where_it_stands() {
         let found = problems(r#"{"command": ["a"], "config": {"seed": 36893488147419103232, "lr": 1e30}}"#);
         assert_eq!(found, [("/config/seed".into(), "number-out-of-range".into(), None)]);
+    }
+
+    #[test]
+    fn a_configuration_that_is_too_deep_is_refused() {
+        let of_levels = |levels: usize| {
+            let (open, close) = ("[".repeat(levels - 1), "]".repeat(levels - 1));
+            format!(r#"{{"command": ["a"], "config": {{"a": {open}{close}}}}}"#)
+        };
+        assert!(parse(of_levels(MOST_LEVELS).as_bytes()).is_ok());
+        for levels in [MOST_LEVELS + 1, 126] {
+            assert_eq!(problems(&of_levels(levels)), [("/config".into(), "too-deep".into(), None)], "{levels}");
+        }
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl Owner {
         let judges = self.hooks.judges_launch(entry.profile.as_deref());
         let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus, &candidate.slots));
         self.work.push(Box::pin(async move {
-            let planned = match store.job(job).await {
+            let planned = match store.whole_job(job).await {
                 Ok(Some(job)) => {
                     let (verdict, verdicts) = match judges {
                         true => hooks.judge_launch(&job, &uuids).await,
@@ -248,6 +248,7 @@ impl Owner {
                     }
                 }
                 Ok(None) => Planned::Unread(StoreError::Conflict(format!("job {job} is in line and not stored"))),
+                Err(error @ StoreError::Unreadable(_)) => Planned::Impossible(error.to_string()),
                 Err(error) => Planned::Unread(error),
             };
             Done::Planned { launch, planned }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use taxiway_job::{Handover, JobId, LaunchId, Progress, Time};
 
 use super::writer::{Told, audit, event, json_text, unwritable};
-use super::{Delivery, DeliveryId, DeliveryStatus, Page, Store, StoreError, reader};
+use super::{Delivery, DeliveryId, DeliveryStatus, Page, Store, StoreError, reader, row};
 
 /// Rows of each table that one unit removes: few enough for nobody to notice the wait.
 const AT_A_TIME: usize = 500;
@@ -89,7 +89,7 @@ impl Store {
                     job: JobId::from_bytes(row.get("job")?),
                     attempt: row.get("attempt")?,
                     at: Time::from_millis(row.get("started_at")?),
-                    handover: reader::required(row, "handover")?,
+                    handover: row::required(row, "handover")?,
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)

@@ -17,6 +17,7 @@ mod counters;
 mod history;
 mod keys;
 mod reader;
+mod row;
 mod schema;
 mod writer;
 
@@ -250,6 +251,9 @@ pub enum StoreError {
     /// The change does not fit what is stored. Taxiway's own mistake.
     #[error("the change does not fit what is stored: {0}")]
     Conflict(String),
+    /// What one row holds makes no sense. The others are as they were.
+    #[error("what the database holds of it cannot be read: {0}")]
+    Unreadable(String),
     /// The writer has stopped.
     #[error("the service is stopping")]
     Stopped,
@@ -279,7 +283,10 @@ impl From<rusqlite::Error> for StoreError {
                 _ => Self::Unavailable(error.to_string()),
             };
         }
-        // Everything else is between rusqlite and its caller: a row that is not there, a value that cannot be converted.
+        if let rusqlite::Error::FromSqlConversionFailure(_, _, error) = error {
+            return Self::Unreadable(error.to_string());
+        }
+        // Everything else is between rusqlite and its caller: a row that is not there, say.
         Self::Conflict(error.to_string())
     }
 }

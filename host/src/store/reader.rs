@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use taxiway_job::{
     ArrayId, Exit, Failure, Handover, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage,
 };
 use tokio::sync::Semaphore;
 
+use super::row::{JOB, job, json, parsed, required, time, whole_job};
 use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
 
 /// Connections that read. Queries take well under a millisecond, so a few serve many clients.
@@ -197,10 +197,6 @@ pub struct Token {
     pub scope: Scope,
 }
 
-const JOB: &str = "seq, id, state, attempt, spec, config, submitted_config, rewrites, verdicts, warnings, reason, submitted_at,
-    queued_at, started_at, finished_at, submitted_by, exit_code, exit_signal, failure, gpu_uuids, usage, handover, progress,
-    revision, retries_done, retry_at, submitted_beside, launch_verdicts";
-
 impl Store {
     /// Runs a query on a connection of its own, off the runtime's threads.
     pub(super) async fn read<T: Send + 'static>(
@@ -230,7 +226,8 @@ impl Store {
         work.await
     }
 
-    /// The job with this id.
+    /// The job with this id. What of it cannot be read is empty, and a warning of the job says so: here and wherever jobs are
+    /// read, so that one does not hide the others.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -238,6 +235,18 @@ impl Store {
         self.read(move |db| {
             let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
             Ok(statement.query_row(params![id.as_bytes()], job).optional()?)
+        })
+        .await
+    }
+
+    /// The same, for whoever needs all that makes the job what it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`] when part of that cannot be read; else when the database cannot be.
+    pub async fn whole_job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
+            Ok(statement.query_row(params![id.as_bytes()], whole_job).optional()?)
         })
         .await
     }
@@ -379,7 +388,8 @@ impl Store {
                         id,
                         kind: kind(row)?,
                         started_at: time(row, "started_at")?,
-                        progress: json(row, "progress")?,
+                        // Without one that can be read it is foretold like a job that says nothing.
+                        progress: json(row, "progress").unwrap_or_default(),
                     })
                 });
                 courses.extend(course.optional()?);
@@ -550,12 +560,18 @@ impl Store {
             let mut statement =
                 db.prepare_cached("SELECT id, at, kind, job, data FROM events WHERE id > ?1 ORDER BY id LIMIT ?2")?;
             let events = statement.query_map(params![id as i64, limit as i64], |row| {
+                let id = row.get::<_, i64>("id")? as u64;
+                // That it happened is told all the same, and what came after it.
+                let data = json::<Map<String, Value>>(row, "data").unwrap_or_else(|error| {
+                    tracing::warn!(id, %error, "the members of an event cannot be read: it is told without them");
+                    None
+                });
                 Ok(Event {
-                    id: row.get::<_, i64>("id")? as u64,
+                    id,
                     at: Time::from_millis(row.get("at")?),
                     kind: row.get("kind")?,
                     job: row.get::<_, Option<[u8; 16]>>("job")?.map(JobId::from_bytes),
-                    data: json::<Map<String, Value>>(row, "data")?.unwrap_or_default(),
+                    data: data.unwrap_or_default(),
                 })
             })?;
             Ok(events.collect::<Result<_, _>>()?)
@@ -744,37 +760,6 @@ fn id_range(prefix: &str) -> (Vec<u8>, Vec<u8>) {
     (filled(0), filled(15))
 }
 
-fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
-    Ok(Job {
-        id: JobId::from_bytes(row.get("id")?),
-        spec: required(row, "spec")?,
-        config: required(row, "config")?,
-        submitted_config: json(row, "submitted_config")?,
-        submitted_beside: json(row, "submitted_beside")?,
-        rewrites: json(row, "rewrites")?.unwrap_or_default(),
-        verdicts: json(row, "verdicts")?.unwrap_or_default(),
-        launch_verdicts: json(row, "launch_verdicts")?.unwrap_or_default(),
-        warnings: json(row, "warnings")?.unwrap_or_default(),
-        state: parsed(row, "state")?,
-        attempt: row.get("attempt")?,
-        revision: row.get("revision")?,
-        retries_done: row.get("retries_done")?,
-        retry_at: time(row, "retry_at")?,
-        reason: json(row, "reason")?,
-        submitted_at: Time::from_millis(row.get("submitted_at")?),
-        queued_at: Time::from_millis(row.get("queued_at")?),
-        started_at: time(row, "started_at")?,
-        finished_at: time(row, "finished_at")?,
-        submitted_by: row.get("submitted_by")?,
-        exit: Exit { code: row.get("exit_code")?, signal: row.get("exit_signal")? },
-        failure: json(row, "failure")?,
-        progress: json(row, "progress")?,
-        gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
-        usage: json(row, "usage")?,
-        handover: json(row, "handover")?,
-    })
-}
-
 fn kind(row: &Row<'_>) -> rusqlite::Result<Kind> {
     Ok(match row.get("profile")? {
         Some(profile) => Kind::Profile(profile),
@@ -803,27 +788,4 @@ pub(super) fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
         last_error: row.get("last_error")?,
         created_at: Time::from_millis(row.get("created_at")?),
     })
-}
-
-fn time(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Time>> {
-    Ok(row.get::<_, Option<i64>>(column)?.map(Time::from_millis))
-}
-
-fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
-    row.get::<_, Option<String>>(column)?.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
-}
-
-pub(super) fn required<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
-    serde_json::from_str(&row.get::<_, String>(column)?).map_err(unreadable)
-}
-
-fn parsed<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
-    row: &Row<'_>,
-    column: &str,
-) -> rusqlite::Result<T> {
-    row.get::<_, String>(column)?.parse().map_err(unreadable)
-}
-
-fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
 }

@@ -384,3 +384,39 @@ fn secrets_do_not_show_in_debug_output() {
     let text = format!("{:?}", submit(&job("a")));
     assert!(!text.contains("s3cret"), "{text}");
 }
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_hides_no_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let (first, deep, last) = (job("first"), job("deep"), job("last"));
+    store.commit([&first, &deep, &last].into_iter().map(submit).collect()).await.expect("are stored");
+    let progress = Change::Progress { job: deep.id, progress: Progress::default(), at: Time::now(), sample: None };
+    store.commit(vec![progress]).await.expect("is stored");
+    // As an earlier version would have taken it.
+    let nested = format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200));
+    let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
+    let said = format!("{{\"metrics\":{nested}}}");
+    let changed = other.execute("UPDATE jobs SET config = ?1, progress = ?2 WHERE name = 'deep'", [&nested, &said]);
+    assert_eq!(changed.expect("is changed"), 1);
+    assert_eq!(
+        other.execute("UPDATE events SET data = ?1 WHERE kind = 'job.progress'", [&nested]).expect("changed"),
+        1
+    );
+
+    let filter = JobFilter { limit: 10, ..JobFilter::default() };
+    let listed = store.jobs(filter).await.expect("the list is read").items;
+    let names: Vec<&str> = listed.iter().map(|job| job.spec.name.as_str()).collect();
+    assert_eq!(names, ["first", "deep", "last"]);
+    let read = store.job(deep.id).await.expect("reads").expect("it is there");
+    assert_eq!((&read, &read.config), (&listed[1], &Map::new()));
+    let codes: Vec<&str> = read.warnings.iter().map(|warning| warning.code.as_str()).collect();
+    assert_eq!(codes, ["unreadable", "unreadable"]);
+    assert!(read.warnings[0].message.contains("`config`"), "{:?}", read.warnings);
+    let whole = store.whole_job(deep.id).await.expect_err("its configuration is lost");
+    assert!(matches!(&whole, StoreError::Unreadable(why) if why.contains("`config`")), "{whole:?}");
+    assert_eq!(store.whole_job(last.id).await.expect("reads"), Some(last));
+    assert_eq!(store.courses(vec![deep.id]).await.expect("reads").len(), 1);
+    let events = store.events_after(0, 10).await.expect("the events are read");
+    assert_eq!(events.iter().map(|event| event.data.len()).collect::<Vec<_>>(), [0, 0, 0, 0]);
+}

@@ -204,6 +204,40 @@ async fn what_is_not_json_or_too_large_is_refused_as_such() {
 }
 
 #[tokio::test]
+async fn what_is_too_deep_to_be_shown_again_is_refused_wherever_it_comes_in() {
+    let server = Place::new().start().await;
+    server.post_nothing("/queue/pause").await.expect(200);
+    let steps =
+        |count: usize| format!(r#"{{"command": ["a"], "array": {{"params": {{"{}": [1]}}}}}}"#, "/a".repeat(count));
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let config = |levels: usize| format!(r#"{{"command": ["a"], "config": {{"a": {}}}}}"#, nested(levels - 1));
+    for (body, problem_path) in [
+        (steps(100_000), "/array/params"),
+        (steps(65), "/array/params"),
+        (config(65), "/config"),
+        (config(126), "/config"),
+    ] {
+        for path in ["/api/v1/jobs", "/api/v1/jobs?dry_run=true"] {
+            let request = server.request(http::Method::POST, path).body("application/json", body.clone());
+            let refused = request.send().await.expect(422).problem();
+            let found: Vec<_> = problems(&refused).into_iter().map(|(path, code, ..)| (path, code)).collect();
+            assert_eq!(found, [(problem_path.to_owned(), "too-deep".to_owned())]);
+        }
+    }
+    let batch = format!("[{}, {}]", config(65), config(64));
+    let batch = server.request(http::Method::POST, "/api/v1/jobs/batch").body("application/json", batch);
+    let items = batch.send().await.expect(200).json();
+    assert_eq!((&items["items"][0]["status"], &items["items"][1]["status"]), (&json!(422), &json!(201)), "{items}");
+    let id = items["items"][1]["job"]["id"].as_str().expect("a job").to_owned();
+    let patch = format!(r#"{{"config": {{"b": {}}}}}"#, nested(64));
+    let patch = server.request(http::Method::PATCH, &format!("/api/v1/jobs/{id}")).body("application/json", patch);
+    assert_eq!(patch.send().await.expect(422).problem()["problems"][0]["code"], "too-deep");
+    let listed = server.cli(&["ls"]).await;
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    assert_eq!(server.jobs().await.len(), 1);
+}
+
+#[tokio::test]
 async fn an_external_id_is_unique_among_all_jobs() {
     let server = Place::new().start().await;
     let mut submission = sh("exit 0");

@@ -10,6 +10,7 @@
 mod array;
 mod condition;
 mod dependencies;
+mod depth;
 mod end;
 mod forecast;
 mod id;
@@ -27,6 +28,7 @@ mod units;
 
 pub use array::{ArrayLimit, ArrayMember};
 pub use condition::{Condition, Unmet};
+pub use depth::{MOST_LEVELS, is_too_deep};
 pub use end::{Exit, Failure, FailureClass, Handover, Progress, UnknownFailureClass, Usage};
 pub use forecast::expected_wait;
 pub use id::{ArrayId, IdError, JobId, LaunchId};

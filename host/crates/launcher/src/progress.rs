@@ -96,9 +96,12 @@ pub(crate) fn read(directory: &Path) -> Option<Progress> {
 }
 
 /// Reads a progress file: DESIGN's own form or the flat keys of the `training_server.py` that Taxiway replaces. A file that is
-/// being written and is not whole yet says nothing.
+/// being written and is not whole yet says nothing, and neither does one that is deeper than JSON may be that is handed on.
 fn parse_file(bytes: &[u8]) -> Option<Progress> {
     let Value::Object(mut fields) = serde_json::from_slice(bytes).ok()? else { return None };
+    if taxiway_job::is_too_deep(&fields) {
+        return None;
+    }
     let is_flat = ["current_epoch", "total_epochs", "current_step"].iter().any(|key| fields.contains_key(*key));
     let fraction =
         take(&mut fields, &["progress"]).map(|value| if is_flat || value > 1.0 { value / 100.0 } else { value });
@@ -203,6 +206,20 @@ mod tests {
     fn a_file_that_is_not_whole_says_nothing() {
         for bytes in [&b""[..], b"{\"progress\": 0.4", b"[1]", b"null", b"\xff"] {
             assert_eq!(parse_file(bytes), None);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_too_deep_says_nothing() {
+        let of_levels = |levels: usize| {
+            let (open, close) = ("[".repeat(levels - 1), "]".repeat(levels - 1));
+            format!("{{\"progress\": 0.5, \"note\": {open}{close}}}")
+        };
+        let most = taxiway_job::MOST_LEVELS;
+        let progress = parse_file(of_levels(most).as_bytes()).expect("a progress file");
+        assert_eq!(progress.fraction, Some(0.5));
+        for levels in [most + 1, 127, 5000] {
+            assert_eq!(parse_file(of_levels(levels).as_bytes()), None, "{levels}");
         }
     }
 

@@ -49,7 +49,8 @@ pub(super) async fn change(
     expected: Option<&[u32]>,
 ) -> Result<(), Refused> {
     for _ in 0..TRIES {
-        let (job, _) = jobs::find(api, id).await?;
+        let found = api.service.store.whole_job(id).await?;
+        let job = found.ok_or_else(|| jobs::none(id))?;
         if expected.is_some_and(|revisions| !revisions.contains(&job.revision)) {
             return Err(QueueError::Changed(id).into());
         }

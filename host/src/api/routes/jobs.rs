@@ -41,9 +41,14 @@ pub(super) fn parse_id(text: &str) -> Result<JobId, Refused> {
 
 /// The job as it is stored and as it stands in the line.
 pub(super) async fn find(api: &Api, id: JobId) -> Result<(Job, Standing), Refused> {
-    let job = api.service.store.job(id).await?.ok_or_else(|| Refused::not_found(format!("there is no job {id}")))?;
+    let job = api.service.store.job(id).await?.ok_or_else(|| none(id))?;
     let standing = standing_of(api, id).await;
     Ok((job, standing))
+}
+
+/// There is no such job.
+pub(super) fn none(id: JobId) -> Refused {
+    Refused::not_found(format!("there is no job {id}"))
 }
 
 pub(super) async fn standing_of(api: &Api, id: JobId) -> Standing {

@@ -414,3 +414,24 @@ async fn a_time_limit_that_has_run_out_is_not_changed_any_more() {
     assert!(matches!(late, Err(QueueError::TimeIsUp(id)) if id == job.id), "{late:?}");
     assert_eq!(limit().await, day, "nothing was stored");
 }
+
+#[tokio::test]
+async fn a_job_whose_row_cannot_be_read_fails_and_keeps_nobody_waiting() {
+    let (slots, deep, next) = (virtual_slots(1), job(1, 0), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&deep, &next]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.queue.pause("tester").await.expect("is stored");
+    service.submit(&deep).await;
+    service.submit(&next).await;
+    let nested = format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200));
+    let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
+    let changed = other.execute("UPDATE jobs SET config = ?1 WHERE id = ?2", (&nested, deep.id.as_bytes()));
+    assert_eq!(changed.expect("is changed"), 1);
+    service.queue.resume("tester").await.expect("is stored");
+    service.settle(&machine, all_but_ends).await;
+    assert!(runs(&machine, &next));
+    let failed = service.store.job(deep.id).await.expect("reads").expect("it is there");
+    let failure = failed.failure.expect("it failed");
+    assert_eq!((failed.state, failure.class), (State::Failed, FailureClass::LaunchError));
+    assert!(failure.evidence.as_ref().is_some_and(|why| why.contains("`config`")), "{failure:?}");
+}
