@@ -220,8 +220,8 @@ pub enum Settlement {
 /// Why a launch could not be prepared.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PrepareError {
-    /// The plan itself is impossible; the same plan will fail again.
-    #[error("the launch plan is invalid: {0}")]
+    /// This job cannot be launched: its plan is impossible, or what it has left in its directory's place is. Others can.
+    #[error("the job cannot be launched: {0}")]
     Plan(String),
     /// A directory or file could not be made.
     #[error("cannot create {path}: {error}; check the space, the owner and the mode of the jobs directory")]

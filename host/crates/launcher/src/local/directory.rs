@@ -73,7 +73,7 @@ pub(super) fn make(
     match builder.create(&job_directory) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            builder.recursive(true).create(&job_directory).map_err(|error| failed(&directory, &error))?;
+            builder.recursive(true).create(&job_directory).map_err(|error| at_job(jobs_dir, &job_directory, &error))?;
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let find = || stranger::find(jobs_dir, plan.job, knows);
@@ -81,12 +81,12 @@ pub(super) fn make(
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && restore_access(&directory) => find(),
                 found => found,
             };
-            let found = found.map_err(|error| failed(&directory, &error))?;
+            let found = found.map_err(|error| at_job(jobs_dir, &job_directory, &error))?;
             if let Some(Stranger { launch, shim_pid, .. }) = found {
                 return Err(PrepareError::StillRunning { launch, shim_pid });
             }
         }
-        Err(error) => return Err(failed(&directory, &error)),
+        Err(error) => return Err(at_job(jobs_dir, &job_directory, &error)),
     }
     builder.recursive(false);
     let created = match builder.create(&directory) {
@@ -95,7 +95,7 @@ pub(super) fn make(
         }
         created => created,
     };
-    created.map_err(|error| failed(&directory, &error))?;
+    created.map_err(|error| at_job(jobs_dir, &directory, &error))?;
     let filled = fill(&directory, plan);
     if filled.is_err() {
         remove(&directory);
@@ -149,6 +149,42 @@ fn fill(directory: &Path, plan: &LaunchPlan) -> Result<(), PrepareError> {
 fn failed(path: &Path, error: &io::Error) -> PrepareError {
     let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     PrepareError::Directory { path: path.to_owned(), error: error.to_string(), full }
+}
+
+/// What kept a job's directory from being used or a launch's from being made in it. The job runs as this user and can put anything
+/// in their place, a file or a link that leads nowhere; where a directory can be made for another job, that is its own affair.
+fn at_job(jobs_dir: &Path, path: &Path, error: &io::Error) -> PrepareError {
+    use nix::errno::Errno;
+    let is_about_the_path = matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(
+            Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::EISDIR
+                | Errno::ELOOP
+                | Errno::EEXIST
+                | Errno::EACCES
+                | Errno::EPERM
+                | Errno::ENXIO
+        )
+    );
+    if is_about_the_path && takes_directories(jobs_dir) {
+        let path = path.display();
+        return PrepareError::Plan(format!(
+            "{path} cannot be used: {error}; an earlier attempt left something else in its place"
+        ));
+    }
+    failed(path, error)
+}
+
+/// Whether a directory can be made there.
+fn takes_directories(jobs_dir: &Path) -> bool {
+    let probe = jobs_dir.join(format!(".{}", LaunchId::random()));
+    let made = DirBuilder::new().mode(0o700).create(&probe).is_ok();
+    if made {
+        remove(&probe);
+    }
+    made
 }
 
 /// Fills in the placeholders and makes the whole environment but for the GPUs.
@@ -303,6 +339,48 @@ mod tests {
         }
         assert!(!restore_access(&launch), "nothing is left to be done");
         assert!(!restore_access(Path::new("/no/such/launch")));
+    }
+
+    #[test]
+    fn what_a_job_puts_in_the_place_of_its_directory_is_its_own_failure() {
+        let jobs = tempfile::tempdir().expect("a directory");
+        let path = jobs.path().join("job");
+        let prepared = |jobs_dir: &Path| {
+            let plan = LaunchPlan {
+                job: JobId::new(),
+                launch: LaunchId::random(),
+                attempt: 2,
+                command: vec!["true".into()],
+                external_id: None,
+                cwd: None,
+                env: Vec::new(),
+                hide_gpus: false,
+                config: None,
+                time_limit: None,
+                grace: Duration::from_secs(30),
+                process: ProcessSpec::default(),
+            };
+            let limits = Limits { log_max_size: 1 << 20, groups: None, unkillable_after: Duration::from_secs(60) };
+            let at = job_directory(jobs_dir, plan.job);
+            if path.symlink_metadata().is_ok() {
+                fs::rename(&path, &at).expect("it is put there");
+            }
+            make(jobs_dir, &plan, &User::current(), &limits, &|_| false)
+        };
+        assert!(prepared(jobs.path()).is_ok(), "nothing is in its place");
+        fs::write(&path, "a file").expect("written");
+        assert!(matches!(prepared(jobs.path()), Err(PrepareError::Plan(_))), "a file");
+        std::os::unix::fs::symlink("/no/such/place", &path).expect("linked");
+        assert!(matches!(prepared(jobs.path()), Err(PrepareError::Plan(_))), "a link that leads nowhere");
+        std::os::unix::fs::symlink("job", &path).expect("linked");
+        assert!(matches!(prepared(jobs.path()), Err(PrepareError::Plan(_))), "a link to itself");
+        // What holds for every job is none's failure.
+        let file = jobs.path().join("no directory");
+        fs::write(&file, "a file").expect("written");
+        assert!(matches!(prepared(&file), Err(PrepareError::Directory { .. })));
+        let left: Vec<_> =
+            fs::read_dir(jobs.path()).expect("it is there").flatten().map(|entry| entry.file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
     }
 
     #[test]
