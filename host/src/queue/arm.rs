@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use taxiway_job::{
-    ConfigFormat, Entry, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, Spot, State, Terms, Time, Verdict,
+    Busy, ConfigFormat, Entry, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, Spot, State, Terms, Time,
+    Verdict,
 };
 use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
 use tokio::time::Instant;
@@ -136,7 +137,7 @@ impl Owner {
     }
 
     /// The jobs that are next: the first of those without GPUs, the first of those with, and every other whose GPUs none before
-    /// it waits for. One that is being changed is passed by: it may be on its way out of the line.
+    /// it waits for. One that may be on its way out of the line is passed by.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         if let Some(job) = self.jobs.head(Spot::Cpu) {
@@ -145,7 +146,7 @@ impl Owner {
         let mut unclaimed = self.slots.allowed(None);
         for place in self.jobs.line().spot(Spot::Gpu).take(LOOKED_THROUGH) {
             let job = place.job();
-            let Some(entry) = self.jobs.get(job).filter(|entry| !entry.busy) else { continue };
+            let Some(entry) = self.jobs.get(job).filter(|entry| entry.busy != Busy::Leaving) else { continue };
             let allowed = match entry.terms() {
                 Some(terms) if terms.choose_gpus() => self.slots.allowed(Some(terms)),
                 // Whatever there is: nobody comes after it.
@@ -178,7 +179,8 @@ impl Owner {
             let spot = if candidate.gpus == 0 { Spot::Cpu } else { Spot::Gpu };
             let places = self.jobs.line().spot(spot).map(|place| place.job());
             let behind = places.skip_while(|job| *job != candidate.job).skip(1);
-            let entries = behind.filter_map(|job| Some((job, self.jobs.get(job).filter(|entry| !entry.busy)?)));
+            let entries =
+                behind.filter_map(|job| Some((job, self.jobs.get(job).filter(|entry| entry.busy != Busy::Leaving)?)));
             following.extend(
                 entries
                     .take(AHEAD)
@@ -216,6 +218,10 @@ impl Owner {
             return self.pause_arming("disk_low", message);
         }
         let Some(entry) = self.jobs.get(job) else { return };
+        if entry.busy != Busy::No {
+            // Those behind it wait until it is known what it is and where.
+            return;
+        }
         let launch = LaunchId::random();
         let (gpus, attempt) = (entry.gpus(), entry.attempt);
         self.armed.push(Armed {
@@ -492,7 +498,7 @@ impl Owner {
     fn refuse(&mut self, job: JobId, launch: LaunchId, verdict: LaunchVerdict, verdicts: Vec<Verdict>) {
         self.armed.retain(|armed| armed.launch != launch);
         let Some(entry) = self.jobs.get_mut(job) else { return };
-        entry.busy = true;
+        entry.busy = Busy::Leaving;
         let profile = entry.profile.clone();
         let now = Time::now();
         let mut next = None;

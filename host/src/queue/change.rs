@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use taxiway_job::{Condition, Entry, Job, JobId, LaunchId, Shift, State, Target, Time};
+use taxiway_job::{Busy, Condition, Entry, Job, JobId, LaunchId, Shift, State, Target, Time};
 
 use super::handle::{Operation, QueueError, Verb};
 use super::owner::{Asker, Done, Owner, entry_of};
@@ -84,7 +84,7 @@ impl Owner {
         }
         for id in &waiting {
             if let Some(entry) = self.jobs.get_mut(*id) {
-                entry.busy = true;
+                entry.busy = Busy::Staying;
             }
         }
         // The others of a batch need not wait, and neither need operations on them.
@@ -135,7 +135,7 @@ impl Owner {
         }
         for id in waiting {
             if let Some(entry) = self.jobs.get_mut(*id) {
-                entry.busy = false;
+                entry.busy = Busy::No;
             }
         }
         self.give_up_in_vain();
@@ -161,7 +161,7 @@ impl Owner {
     pub(super) fn rerank(&mut self, operation: Operation) {
         let id = operation.id;
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        entry.busy = true;
+        entry.busy = Busy::Staying;
         let (place, state) = (entry.place(id), entry.state());
         if self.reranking {
             return self.to_rerank.push_back(operation);
@@ -223,7 +223,7 @@ impl Owner {
             return operation.answer(Err(QueueError::Circle(id)));
         }
         if let Some(entry) = self.jobs.get_mut(id) {
-            entry.busy = true;
+            entry.busy = Busy::Staying;
         }
         let change = Change::Edit { job: job.clone(), at: Time::now(), by: operation.by.clone() };
         let store = self.store.clone();
@@ -256,7 +256,7 @@ impl Owner {
             return operation.answer(Err(QueueError::TimeIsUp(id)));
         }
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        entry.busy = true;
+        entry.busy = Busy::Staying;
         let change = limited_to(id, to, operation.by.clone());
         let store = self.store.clone();
         self.work.push(Box::pin(async move {

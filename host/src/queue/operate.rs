@@ -1,7 +1,7 @@
 //! What people do to jobs: cancel, hold, release, requeue; [`change`](super::change) has what changes the job itself or its
 //! place.
 
-use taxiway_job::{Job, JobId, Reason, State, StopTarget, Time};
+use taxiway_job::{Busy, Job, JobId, Reason, State, StopTarget, Time};
 use taxiway_launcher::Stop;
 
 use super::handle::{Operation, QueueError, Verb};
@@ -20,7 +20,7 @@ impl Owner {
             }
             return self.look_up(operation);
         };
-        if entry.busy {
+        if entry.busy != Busy::No {
             if let Some(error) = self.stuck(id)
                 && !matches!(operation.verb, Verb::InVain(..))
             {
@@ -82,7 +82,7 @@ impl Owner {
         // Whatever it was that did not answer, the job waits for it no more.
         self.silent.remove(&id);
         if let Some(entry) = self.jobs.get_mut(id) {
-            entry.busy = false;
+            entry.busy = Busy::No;
         }
         // Each operation either is answered at once, or makes the job busy or disarms it and so ends this loop; the rest
         // waits for the next call.
@@ -93,7 +93,7 @@ impl Owner {
             };
             let left = waiting.len();
             self.operate(operation);
-            let blocked = self.jobs.get(id).is_some_and(|entry| entry.busy)
+            let blocked = self.jobs.get(id).is_some_and(|entry| entry.busy != Busy::No)
                 || self.waiting.get(&id).is_some_and(|waiting| waiting.len() > left);
             if blocked {
                 // What was pushed back by a disarming goes to the front again, where it was.
@@ -110,7 +110,7 @@ impl Owner {
     fn move_to(&mut self, operation: Operation, from: State, to: State) {
         let id = operation.id;
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        entry.busy = true;
+        entry.busy = Busy::Leaving;
         let deliveries = if to.has_ended() { self.hooks.deliveries(entry.profile.as_deref(), to) } else { Vec::new() };
         let by = operation.by.clone();
         let reason = match to {
@@ -164,7 +164,7 @@ impl Owner {
     /// A stop is stored with its target before anything is signalled.
     fn stop(&mut self, operation: Operation, target: StopTarget) {
         let Some(entry) = self.jobs.get_mut(operation.id) else { return };
-        entry.busy = true;
+        entry.busy = Busy::Leaving;
         let (by, action) = (operation.by.clone(), operation.verb.as_str());
         let change = Change::Stop { job: operation.id, target, at: Time::now(), by, action };
         let store = self.store.clone();

@@ -1,6 +1,6 @@
 //! Taking over what a previous service left (DESIGN §5, step 4).
 
-use taxiway_job::{Condition, Entry, JobId, Jobs, LaunchId, State, Time};
+use taxiway_job::{Busy, Condition, Entry, JobId, Jobs, LaunchId, State, Time};
 use taxiway_launcher::{Started, StoredPhase, Unsettled};
 
 use super::handle::{Mode, Verb};
@@ -60,7 +60,7 @@ impl Owner {
             self.slots.reserve(attempt.launch, gpus, &attempt.gpu_uuids);
             let taken = Taken { uuids: attempt.gpu_uuids, idle_since: None, gpu_read: None };
             if attempt.phase == Phase::Armed {
-                entry.busy = true;
+                entry.busy = Busy::Leaving;
                 self.jobs.set_unsettled(attempt.job, true);
                 self.recovering.insert(attempt.launch, attempt.job);
             } else {

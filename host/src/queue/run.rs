@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use taxiway_job::{Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progress, Reason, State, Time, Usage};
+use taxiway_job::{Busy, Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progress, Reason, State, Time, Usage};
 use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 
 use super::gpus;
@@ -144,7 +144,7 @@ impl Owner {
             self.extended(launch, !timed_out);
             return self.over(launch, ending);
         }
-        if self.jobs.get(live.job).is_some_and(|entry| entry.busy) {
+        if self.jobs.get(live.job).is_some_and(|entry| entry.busy != Busy::No) {
             // A stop of it is being written. Its answer says how the job ends.
             live.end = Some(ending);
             return;

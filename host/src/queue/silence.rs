@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use taxiway_job::{JobId, LaunchId, State};
+use taxiway_job::{Busy, JobId, LaunchId, State};
 use tokio::time::Instant;
 
 use super::handle::{QueueError, Verb};
@@ -37,7 +37,7 @@ impl Owner {
         if self.is_stuck(job) {
             // It keeps nobody from starting: what comes after it passes by.
             if let Some(entry) = self.jobs.get_mut(job) {
-                entry.busy = true;
+                entry.busy = Busy::Leaving;
             }
             self.answer_those_who_wait(job);
         }

@@ -7,6 +7,18 @@ use crate::array::Arrays;
 use crate::dependencies::Dependencies;
 use crate::{ArrayId, Condition, JobId, Line, Place, Shift, Spot, State, StopTarget, Target, Terms, Time, Unmet};
 
+/// Whether a change of a job is being written. Meanwhile it neither starts nor takes another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Busy {
+    /// It is not.
+    #[default]
+    No,
+    /// What it is or where it stands is being changed, and it stays in line: those behind it wait for that.
+    Staying,
+    /// It may be on its way out of the line, or it cannot be told for how long it is busy: those behind it pass.
+    Leaving,
+}
+
 /// A job that has not ended, as small as it can be: there may be a million of them.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -17,8 +29,8 @@ pub struct Entry {
     unmet: Unmet,
     /// A launch of it is not settled: it may have started.
     unsettled: bool,
-    /// A change of it is being written: it neither starts nor takes another one meanwhile.
-    pub busy: bool,
+    /// Whether a change of it is being written.
+    pub busy: Busy,
     /// The present attempt, from 1.
     pub attempt: u32,
     /// Automatic retries since somebody last asked for it to run.
@@ -43,7 +55,7 @@ impl Entry {
             rank,
             unmet: Unmet::default(),
             unsettled: false,
-            busy: false,
+            busy: Busy::No,
             attempt: 1,
             retries_done: 0,
             revision: 1,
@@ -176,11 +188,12 @@ impl Jobs {
         Some(self.line.position(entry.place(id)))
     }
 
-    /// The first job of a lane ([`Spot::Gpu`] or [`Spot::Cpu`]) that may start. One that is being changed is passed by: it may
-    /// be on its way out of the line.
+    /// The first job of a lane ([`Spot::Gpu`] or [`Spot::Cpu`]) that is not on its way out of the line. It may start unless it is
+    /// being changed where it stands.
     #[must_use]
     pub fn head(&self, lane: Spot) -> Option<JobId> {
-        self.line.spot(lane).map(|place| place.job()).find(|job| self.entries.get(job).is_some_and(|entry| !entry.busy))
+        let stays = |job: &JobId| self.entries.get(job).is_some_and(|entry| entry.busy != Busy::Leaving);
+        self.line.spot(lane).map(|place| place.job()).find(stays)
     }
 
     /// Takes in a job that has not ended. The jobs it comes after must be here already, unless they have ended; whether one

@@ -34,7 +34,7 @@ pub use forecast::expected_wait;
 pub use id::{ArrayId, IdError, JobId, LaunchId};
 pub use integers::{OutOfRange, out_of_range};
 pub use job::{Beside, Job, Reason, Rewrite, Verdict};
-pub use jobs::{Entry, Jobs};
+pub use jobs::{Busy, Entry, Jobs};
 pub use line::{Line, Place, Shift, Spot, Target};
 pub use problem::{Problem, Severity};
 pub use process::{Limit, ProcessSpec, Resource, Signal, UnknownSignal};

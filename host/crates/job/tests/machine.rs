@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use taxiway_job::{
-    ArrayId, ArrayLimit, Condition, Entry, JobId, Jobs, Retries, Spot, State, Target, Terms, Time, Unmet,
+    ArrayId, ArrayLimit, Busy, Condition, Entry, JobId, Jobs, Retries, Spot, State, Target, Terms, Time, Unmet,
 };
 
 /// Sequences of operations. More: `TAXIWAY_TEST_SEQUENCES=1000000`.
@@ -65,10 +65,10 @@ enum Op {
         which: usize,
         unsettled: bool,
     },
-    /// Somebody begins or ends a change of a job.
+    /// Somebody begins or ends a change of a job, in which it stays in line or not.
     Busy {
         which: usize,
-        busy: bool,
+        busy: Busy,
     },
     Pass(i64),
 }
@@ -94,7 +94,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (which(), 0u32..=GPU_SLOTS, after()).prop_map(|(which, gpus, after)| Op::Edit { which, gpus, after }),
         1 => (which(), any::<bool>()).prop_map(|(which, unmet)| Op::Limit { which, unmet }),
         1 => (which(), any::<bool>()).prop_map(|(which, unsettled)| Op::Unsettled { which, unsettled }),
-        1 => (which(), any::<bool>()).prop_map(|(which, busy)| Op::Busy { which, busy }),
+        1 => (which(), prop::sample::select(vec![Busy::No, Busy::Staying, Busy::Leaving])).prop_map(|(which, busy)| Op::Busy { which, busy }),
         2 => (1i64..15).prop_map(Op::Pass),
     ]
 }
@@ -116,7 +116,7 @@ struct Known {
     retry_at: Option<Time>,
     without_gpus: bool,
     unsettled: bool,
-    busy: bool,
+    busy: Busy,
 }
 
 #[derive(Default)]
@@ -192,7 +192,7 @@ impl World {
         known.state = to;
         if to.has_ended() {
             self.order.retain(|other| *other != id);
-            known.busy = false;
+            known.busy = Busy::No;
             known.without_gpus = false;
             known.unsettled = false;
             known.retry_at = None;
@@ -274,7 +274,7 @@ impl World {
                     retry_at: None,
                     without_gpus: false,
                     unsettled: false,
-                    busy: false,
+                    busy: Busy::No,
                 };
                 self.ids.push(id);
                 self.known.insert(id, known);
@@ -422,9 +422,10 @@ impl World {
             let taken: u32 = running(|gpus| gpus > 0).map(|known| known.gpus).sum();
             let cpu = running(|gpus| gpus == 0).count();
             assert!(taken <= GPU_SLOTS && cpu <= CPU_SLOTS, "a slot is held twice");
-            let fits = |id: &JobId| self.known[id].gpus <= GPU_SLOTS - taken;
-            let next = self.jobs.head(Spot::Gpu).filter(fits);
-            let Some(id) = next.or_else(|| self.jobs.head(Spot::Cpu).filter(|_| cpu < CPU_SLOTS)) else { return };
+            // One that is being changed keeps those behind it waiting.
+            let next = |lane: Spot| self.jobs.head(lane).filter(|id| self.known[id].busy == Busy::No);
+            let on_gpus = next(Spot::Gpu).filter(|id| self.known[id].gpus <= GPU_SLOTS - taken);
+            let Some(id) = on_gpus.or_else(|| next(Spot::Cpu).filter(|_| cpu < CPU_SLOTS)) else { return };
             assert!(self.started.insert((id, self.known[&id].attempt)), "an attempt was started twice");
             assert!(self.known[&id].unsettled || !self.is_full(&self.known[&id]), "too many of an array run");
             assert!(self.set(id, State::Pending).is_empty() && self.set(id, State::Running).is_empty());
@@ -456,7 +457,7 @@ impl World {
             position += 1;
             assert_eq!(self.jobs.position(*id), Some(position));
             assert_eq!(self.jobs.line().at(position).map(|place| place.job()), Some(*id));
-            if !known.busy && self.unmet(known).is_empty() {
+            if known.busy != Busy::Leaving && self.unmet(known).is_empty() {
                 let head = if known.gpus == 0 { &mut cpu_head } else { &mut gpu_head };
                 head.get_or_insert(*id);
             }
@@ -476,9 +477,9 @@ impl World {
         self.jobs.ring(self.time());
         for id in self.ids.clone() {
             let known = self.known.get_mut(&id).expect("it is known");
-            (known.without_gpus, known.unsettled, known.busy) = (false, false, false);
+            (known.without_gpus, known.unsettled, known.busy) = (false, false, Busy::No);
             if let Some(entry) = self.jobs.get_mut(id) {
-                entry.busy = false;
+                entry.busy = Busy::No;
                 self.jobs.set_unmet(id, Condition::GpusUnavailable, false);
                 self.jobs.set_unsettled(id, false);
             }
