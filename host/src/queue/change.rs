@@ -7,7 +7,7 @@ use std::time::Duration;
 use taxiway_job::{Busy, Condition, Entry, Job, JobId, LaunchId, Shift, State, Target, Time};
 
 use super::handle::{Operation, QueueError, Verb};
-use super::owner::{Asker, Done, Owner, entry_of};
+use super::owner::{Asker, Done, Owner, Reranking, entry_of};
 use crate::store::{Change, StoreError};
 
 /// A change of a running job's time limit that is stored and on its way to the shim.
@@ -17,53 +17,85 @@ pub(super) struct Extending {
 }
 
 impl Owner {
-    /// A job that has ended waits for another attempt.
-    pub(super) fn retry(&mut self, operation: Operation, job: &Job) {
+    /// A job that has ended waits for another attempt: at the back of its priority, or at the front of the line.
+    pub(super) fn retry(&mut self, operation: Operation, job: Box<Job>) {
         let id = job.id;
-        if self.jobs.closes_a_circle(id, &job.spec.terms) {
+        if !self.jobs.begin_linking(id, &job.spec.terms) {
             return operation.answer(Err(QueueError::Circle(id)));
         }
+        self.submitting.insert(id);
+        if operation.verb.chooses_a_place() && self.reranking {
+            self.to_rerank.push_back(Reranking::Ended(operation, job));
+        } else {
+            self.begin_attempt(operation, &job);
+        }
+    }
+
+    fn begin_attempt(&mut self, operation: Operation, job: &Job) {
+        let id = job.id;
         let rank = self.jobs.take_rank();
         let mut entry = entry_of(job, rank);
-        if matches!(operation.verb, Verb::ForceStart)
-            && let Some(Shift { to, .. }) = self.jobs.shifts(entry.place(id), Target::Front).unwrap_or_default().first()
-        {
-            entry = entry.at(*to);
+        let mut neighbours = Vec::new();
+        if operation.verb.chooses_a_place() {
+            self.reranking = true;
+            neighbours = self.jobs.shifts(entry.place(id), Target::Front).unwrap_or_default();
+            if !neighbours.is_empty() {
+                // Its own is the first.
+                entry = entry.at(neighbours.remove(0).to);
+            }
         }
         entry.attempt += 1;
         entry.revision += 1;
-        let place = entry.place(id);
-        let change = Change::Retry {
+        let (place, at, by) = (entry.place(id), Time::now(), operation.by.clone());
+        let mut changes = vec![Change::Retry {
             job: id,
             from: job.state,
             priority: place.priority(),
             rank: place.rank(),
-            at: Time::now(),
-            by: operation.by.clone(),
+            at,
+            by: by.clone(),
             action: operation.verb.as_str(),
-        };
-        let entry = entry.in_state(State::Queued);
-        self.submitting.insert(id);
+        }];
+        if !neighbours.is_empty() {
+            changes.push(Change::Rerank { job: id, shifts: neighbours.clone(), at, by, action: None });
+        }
+        let entry = Box::new(entry.in_state(State::Queued));
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
-            let result = store.commit(vec![change]).await;
-            Done::Returned { operation, entry: Box::new(entry), result }
+            let result = store.commit(changes).await;
+            Done::Returned { operation, entry, neighbours, result }
         }));
     }
 
-    pub(super) fn returned(&mut self, operation: Operation, entry: Entry, result: Result<(), StoreError>) {
+    pub(super) fn returned(
+        &mut self,
+        operation: Operation,
+        entry: Entry,
+        neighbours: &[Shift],
+        result: Result<(), StoreError>,
+    ) {
         let id = operation.id;
+        let chose_a_place = operation.verb.chooses_a_place();
         self.submitting.remove(&id);
+        self.jobs.end_linking(id);
         match result {
             Ok(()) => {
+                self.jobs.shift(neighbours);
                 self.jobs.enter(id, entry, Time::now());
                 self.check_gpus(id);
                 self.look_at_predecessors(vec![id], Asker::Operation(operation));
             }
             Err(error) => {
-                operation.answer(Err(error.into()));
+                match error {
+                    // It was removed since it was looked up: another look says so.
+                    StoreError::Conflict(_) => self.look_up(operation),
+                    error => operation.answer(Err(error.into())),
+                }
                 self.resume_operations(id);
             }
+        }
+        if chose_a_place {
+            self.rerank_next();
         }
     }
 
@@ -164,7 +196,7 @@ impl Owner {
         entry.busy = Busy::Staying;
         let (place, state) = (entry.place(id), entry.state());
         if self.reranking {
-            return self.to_rerank.push_back(operation);
+            return self.to_rerank.push_back(Reranking::Waiting(operation));
         }
         let target = match operation.verb {
             Verb::Move(target) => target,
@@ -196,17 +228,25 @@ impl Owner {
 
     pub(super) fn reranked(&mut self, operation: Operation, shifts: &[Shift], result: Result<(), StoreError>) {
         let id = operation.id;
-        self.reranking = false;
         if result.is_ok() {
             self.jobs.shift(shifts);
             self.set_state(id, State::Queued);
         }
         operation.answer(result.map(|()| State::Queued).map_err(QueueError::from));
         self.resume_operations(id);
+        self.rerank_next();
+    }
+
+    /// The place that was chosen last is written: the next may choose.
+    fn rerank_next(&mut self) {
+        self.reranking = false;
         while !self.reranking
             && let Some(next) = self.to_rerank.pop_front()
         {
-            self.rerank(next);
+            match next {
+                Reranking::Waiting(operation) => self.rerank(operation),
+                Reranking::Ended(operation, job) => self.begin_attempt(operation, &job),
+            }
         }
     }
 
@@ -219,7 +259,7 @@ impl Owner {
         if let Some(error) = self.asks_too_much(&job) {
             return operation.answer(Err(error));
         }
-        if self.jobs.closes_a_circle(id, &job.spec.terms) {
+        if !self.jobs.begin_linking(id, &job.spec.terms) {
             return operation.answer(Err(QueueError::Circle(id)));
         }
         if let Some(entry) = self.jobs.get_mut(id) {
@@ -235,6 +275,7 @@ impl Owner {
 
     pub(super) fn edited(&mut self, operation: Operation, job: &Job, result: Result<(), StoreError>) {
         let id = job.id;
+        self.jobs.end_linking(id);
         if let Err(error) = result {
             operation.answer(Err(error.into()));
             return self.resume_operations(id);

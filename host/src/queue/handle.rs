@@ -115,6 +115,11 @@ pub(super) enum Verb {
 }
 
 impl Verb {
+    /// Whether its job gets a place in the line that is chosen by its neighbours.
+    pub(super) fn chooses_a_place(&self) -> bool {
+        matches!(self, Self::Move(_) | Self::ForceStart)
+    }
+
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Cancel => "cancel",

@@ -200,7 +200,7 @@ impl Owner {
     }
 
     /// A job that the queue does not have: it has ended, or never was.
-    fn look_up(&mut self, operation: Operation) {
+    pub(super) fn look_up(&mut self, operation: Operation) {
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
             // Its end may still be on its way to the store: what was sent before this is there after it.
@@ -229,7 +229,7 @@ impl Owner {
         match (&operation.verb, job.state) {
             (Verb::Cancel, State::Cancelled) => operation.answer(Ok(State::Cancelled)),
             (Verb::Retry, State::Completed | State::Failed | State::Cancelled)
-            | (Verb::ForceStart, State::Failed | State::Cancelled) => self.retry(operation, &job),
+            | (Verb::ForceStart, State::Failed | State::Cancelled) => self.retry(operation, job),
             (verb, state) => {
                 let verb = verb.as_str();
                 operation.answer(Err(QueueError::Illegal { id, state, verb }));

@@ -166,7 +166,7 @@ pub(super) struct Owner {
     /// A place in the line is being written that was chosen by its neighbours.
     pub(super) reranking: bool,
     /// Operations that wait to choose theirs.
-    pub(super) to_rerank: VecDeque<Operation>,
+    pub(super) to_rerank: VecDeque<Reranking>,
     pub(super) slots: Slots,
     /// Why there is none, while GPUs cannot be counted.
     pub(super) uncounted: Option<Uncounted>,
@@ -264,8 +264,8 @@ pub(super) enum Done {
         result: Result<(), StoreError>,
         reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>,
     },
-    /// A job that had ended waits again.
-    Returned { operation: Operation, entry: Box<Entry>, result: Result<(), StoreError> },
+    /// A job that had ended waits again, and these have made room for it.
+    Returned { operation: Operation, entry: Box<Entry>, neighbours: Vec<Shift>, result: Result<(), StoreError> },
     /// A job was changed.
     Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
     /// A time limit was changed.
@@ -305,6 +305,14 @@ pub(super) enum Done {
     Mended { uuid: String, result: Result<(), StoreError>, reply: oneshot::Sender<Result<(), QueueError>> },
     /// Facts are durable, or were refused.
     Recorded { then: Then, result: Result<(), StoreError> },
+}
+
+/// What chooses a place in the line by its neighbours.
+pub(super) enum Reranking {
+    /// A job that is queued, or held.
+    Waiting(Operation),
+    /// A job that has ended and begins another attempt at the front.
+    Ended(Operation, Box<Job>),
 }
 
 /// Who waits for a job to be in line.
@@ -469,7 +477,9 @@ impl Owner {
     fn done(&mut self, done: Done) {
         match done {
             Done::Submitted { entries, result, reply } => self.submitted(entries, result, reply),
-            Done::Returned { operation, entry, result } => self.returned(operation, *entry, result),
+            Done::Returned { operation, entry, neighbours, result } => {
+                self.returned(operation, *entry, &neighbours, result);
+            }
             Done::Edited { operation, job, result } => self.edited(operation, &job, result),
             Done::Limited { operation, from, to, result } => self.limited(operation, from, to, result),
             Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),

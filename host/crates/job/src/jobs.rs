@@ -127,6 +127,8 @@ pub struct Jobs {
     line: Line,
     held: usize,
     dependencies: Dependencies,
+    /// Whom jobs will come after once that is written.
+    being_linked: HashMap<JobId, Vec<JobId>>,
     arrays: Arrays,
     /// Jobs whose pause before a retry is not over.
     retry_at: HashMap<JobId, Time>,
@@ -419,9 +421,26 @@ impl Jobs {
         }
     }
 
-    /// The job that comes after itself if `id` comes after those of these terms: `id` would never start.
+    /// A job is to come after those of these terms, and that is being written until [`Jobs::end_linking`]. False, and nothing is
+    /// to be written, when it would come after itself and never start, whatever becomes of all else that is being written.
     #[must_use]
-    pub fn closes_a_circle(&self, id: JobId, terms: &Terms) -> bool {
+    pub fn begin_linking(&mut self, id: JobId, terms: &Terms) -> bool {
+        if self.closes_a_circle(id, terms) {
+            return false;
+        }
+        let predecessors: Vec<JobId> = terms.predecessors().map(|(job, _)| job).collect();
+        if !predecessors.is_empty() {
+            self.being_linked.insert(id, predecessors);
+        }
+        true
+    }
+
+    /// What a job comes after is written, or was refused.
+    pub fn end_linking(&mut self, id: JobId) {
+        self.being_linked.remove(&id);
+    }
+
+    fn closes_a_circle(&self, id: JobId, terms: &Terms) -> bool {
         let mut seen = HashSet::new();
         let mut open: Vec<JobId> = terms.predecessors().map(|(job, _)| job).collect();
         while let Some(job) = open.pop() {
@@ -431,6 +450,7 @@ impl Jobs {
             if seen.insert(job) {
                 let terms = self.entries.get(&job).and_then(|entry| entry.terms());
                 open.extend(terms.into_iter().flat_map(Terms::predecessors).map(|(job, _)| job));
+                open.extend(self.being_linked.get(&job).into_iter().flatten());
             }
         }
         false
@@ -445,5 +465,32 @@ impl Spot {
             State::Queued => Self::Gpu,
             _ => Self::Aside,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_changes_that_are_written_at_once_close_no_circle() {
+        let now = Time::from_millis(0);
+        let [first, second, third] = [(); 3].map(|()| JobId::new());
+        let after = |job: JobId| Terms { after: vec![job], ..Terms::default() };
+        let mut jobs = Jobs::default();
+        for id in [first, second, third] {
+            let rank = jobs.take_rank();
+            jobs.enter(id, Entry::new(State::Queued, 1, 0, rank, None), now);
+        }
+        assert!(jobs.begin_linking(first, &after(second)));
+        assert!(jobs.begin_linking(second, &after(third)));
+        assert!(!jobs.begin_linking(third, &after(first)), "by way of what is being written");
+        // The first was refused, the second is written.
+        jobs.end_linking(first);
+        jobs.edit(second, 1, 0, Some(Box::new(after(third))), now);
+        jobs.end_linking(second);
+        assert!(!jobs.begin_linking(third, &after(second)));
+        assert!(jobs.begin_linking(third, &after(first)));
+        assert!(!jobs.begin_linking(first, &after(second)));
     }
 }

@@ -210,7 +210,7 @@ impl Line {
     }
 
     /// The shifts that bring a job to its target: its own first, then those of neighbours that must make room. None when it
-    /// is there already. The job's own place may be of any spot; a target that names a job names a queued one, whose place
+    /// is there already, with the priority that it has. The job's own place may be of any spot; a target that names a job names a queued one, whose place
     /// `place_of` tells.
     #[must_use]
     pub fn shifts(&mut self, who: Place, target: Target, place_of: impl Fn(JobId) -> Option<Place>) -> Vec<Shift> {
@@ -220,6 +220,9 @@ impl Line {
             self.at(position + usize::from(own.is_some_and(|own| own <= position)))
         };
         let before = match target {
+            // Where its own priority has brought it, nobody's else is needed.
+            Target::Front if self.position(who) == 1 => return Vec::new(),
+            Target::Position(position) if self.position(who) == position.max(1) => return Vec::new(),
             Target::Front => others(1),
             Target::Position(position) => others(position.max(1)),
             Target::Before(job) if job == who.job => return Vec::new(),
@@ -362,6 +365,35 @@ mod tests {
             }
         }
         assert!(shifted / moves < 10, "{shifted} shifts");
+    }
+
+    #[test]
+    fn who_is_at_a_position_already_keeps_its_priority() {
+        let ids: Vec<JobId> = (0..3).map(|_| JobId::new()).collect();
+        let mut line = Line::default();
+        let mut places = Vec::new();
+        for (id, priority) in ids.iter().zip([50, 10, 0]) {
+            let place = Place::new(priority, line.take_rank(), *id);
+            line.insert(place, Spot::Gpu);
+            places.push(place);
+        }
+        let place_of = |job: JobId| places.iter().find(|place| place.job() == job).copied();
+        for (index, target) in [
+            (0, Target::Front),
+            (0, Target::Position(1)),
+            (0, Target::Position(0)),
+            (1, Target::Position(2)),
+            (2, Target::Back),
+        ] {
+            assert_eq!(line.shifts(places[index], target, place_of), [], "{target:?}");
+        }
+        // One that is held, or about to come, and stands before all others.
+        let held = Place::new(60, line.take_rank(), JobId::new());
+        assert_eq!(line.shifts(held, Target::Front, place_of), []);
+        line.insert(held, Spot::Aside);
+        assert_eq!(line.shifts(held, Target::Front, place_of), []);
+        let moved = line.shifts(places[2], Target::Position(2), place_of);
+        assert_eq!(moved.iter().map(|shift| shift.to.priority()).collect::<Vec<_>>(), [10]);
     }
 
     fn any_target() -> impl Strategy<Value = (u8, usize)> {

@@ -325,12 +325,13 @@ impl World {
             }
             Op::Retry(which) => {
                 let Some(id) = self.pick(which, |known| known.state.has_ended()) else { return };
-                if self.jobs.closes_a_circle(id, &self.known[&id].terms) {
+                if !self.jobs.begin_linking(id, &self.known[&id].terms) {
                     return;
                 }
                 let known = self.known.get_mut(&id).expect("it is known");
                 known.attempt += 1;
                 known.retries_done = 0;
+                self.jobs.end_linking(id);
                 self.enter(id, State::Queued);
             }
             Op::Move { which, to, kind } => self.move_to(which, to, kind),
@@ -340,7 +341,7 @@ impl World {
                 };
                 let Terms { not_before, array, .. } = self.known[&id].terms;
                 let terms = Terms { not_before, array, ..self.terms(&after, id) };
-                if self.jobs.closes_a_circle(id, &terms) {
+                if !self.jobs.begin_linking(id, &terms) {
                     return;
                 }
                 let known = self.known.get_mut(&id).expect("it is known");
@@ -348,6 +349,7 @@ impl World {
                 let (priority, now) = (known.priority, self.time());
                 let terms = (!terms.are_none()).then(|| Box::new(terms));
                 self.jobs.edit(id, gpus, priority, terms, now);
+                self.jobs.end_linking(id);
                 if self.is_in_vain(&self.known[&id]) {
                     self.end(id, State::Cancelled);
                 }
@@ -388,6 +390,17 @@ impl World {
                 None => return,
             },
         };
+        let position = 1 + self
+            .order
+            .iter()
+            .take_while(|other| **other != id)
+            .filter(|other| is_queued(&self.known[other]))
+            .count();
+        let is_there = match target {
+            Target::Front => position == 1,
+            Target::Position(wanted) => position == wanted,
+            Target::Back | Target::Before(_) => false,
+        };
         let before = match target {
             Target::Front => rest.first(),
             Target::Back => None,
@@ -397,6 +410,9 @@ impl World {
         let place = self.jobs.get(id).expect("it is queued").place(id);
         let shifts = self.jobs.shifts(place, target).expect("the target is queued");
         self.jobs.shift(&shifts);
+        if is_there {
+            return;
+        }
         let Some(beside) = before.or(rest.last()).copied() else { return };
         let already_last =
             before.is_none() && self.order.iter().rfind(|other| is_queued(&self.known[other])) == Some(&id);

@@ -477,3 +477,31 @@ async fn a_job_that_is_being_edited_is_not_overtaken_and_one_that_is_being_held_
         nothing_is_broken(&machine);
     }
 }
+
+#[tokio::test]
+async fn two_edits_at_once_of_which_each_closes_half_a_circle_are_not_both_taken() {
+    let (slots, first, second) = (virtual_slots(1), job(1, 0), job(1, 0));
+    let (machine, directory) = machine(&slots, &[&first, &second]);
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    service.queue.pause("tester").await.expect("is stored");
+    service.submit(&first).await;
+    service.submit(&second).await;
+    // Nothing can be committed while another connection writes.
+    let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
+    let after = |job: &Job, predecessor: &Job| {
+        let mut job = job.clone();
+        job.spec.terms.after.push(predecessor.id);
+        let queue = service.queue.clone();
+        async move { queue.edit(Arc::new(job), "tester").await }
+    };
+    let (one, another) = (after(&first, &second), after(&second, &first));
+    let release = async {
+        // Both have been looked at when the owner answers this.
+        service.queue.summary().await.expect("the owner lives");
+        other.execute_batch("COMMIT").expect("nothing was written");
+    };
+    let (one, another, ()) = tokio::join!(one, another, release);
+    assert!(one.is_ok(), "{one:?}");
+    assert!(matches!(another, Err(QueueError::Circle(id)) if id == second.id), "{another:?}");
+}
