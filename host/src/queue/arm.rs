@@ -509,7 +509,7 @@ impl Owner {
                 let to = if next.is_some() { State::Queued } else { State::Failed };
                 let end = End {
                     job,
-                    launch: None,
+                    launch: Some(launch),
                     from: State::Queued,
                     to,
                     exit: Exit::default(),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use taxiway_job::{Busy, Condition, Entry, Job, JobId, LaunchId, Shift, State, Target, Time};
+use taxiway_job::{Busy, Condition, Entry, Job, JobId, LaunchId, Reason, Shift, State, Target, Time};
 
 use super::handle::{Operation, QueueError, Verb};
 use super::owner::{Asker, Done, Owner, Reranking, entry_of};
@@ -250,7 +250,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn edit(&mut self, operation: Operation, job: Arc<Job>) {
+    pub(super) fn edit(&mut self, operation: Operation, job: Arc<Job>, hold: Option<Reason>) {
         let id = job.id;
         let Some(entry) = self.jobs.get(id) else { return };
         if entry.revision != job.revision {
@@ -262,18 +262,24 @@ impl Owner {
         if !self.jobs.begin_linking(id, &job.spec.terms) {
             return operation.answer(Err(QueueError::Circle(id)));
         }
-        if let Some(entry) = self.jobs.get_mut(id) {
-            entry.busy = Busy::Staying;
+        let Some(entry) = self.jobs.get_mut(id) else { return };
+        let hold = hold.filter(|_| entry.state() == State::Queued);
+        let held = hold.is_some();
+        entry.busy = if held { Busy::Leaving } else { Busy::Staying };
+        let at = Time::now();
+        let mut changes = vec![Change::Edit { job: job.clone(), at, by: operation.by.clone() }];
+        if hold.is_some() {
+            let (from, to, by, action) = (State::Queued, State::Held, "plugin".to_owned(), "hold");
+            changes.push(Change::Move { job: id, from, to, reason: hold, at, by, action, deliveries: Vec::new() });
         }
-        let change = Change::Edit { job: job.clone(), at: Time::now(), by: operation.by.clone() };
         let store = self.store.clone();
         self.work.push(Box::pin(async move {
-            let result = store.commit(vec![change]).await;
-            Done::Edited { operation, job, result }
+            let result = store.commit(changes).await;
+            Done::Edited { operation, job, held, result }
         }));
     }
 
-    pub(super) fn edited(&mut self, operation: Operation, job: &Job, result: Result<(), StoreError>) {
+    pub(super) fn edited(&mut self, operation: Operation, job: &Job, held: bool, result: Result<(), StoreError>) {
         let id = job.id;
         self.jobs.end_linking(id);
         if let Err(error) = result {
@@ -282,6 +288,9 @@ impl Owner {
         }
         let terms = (!job.spec.terms.are_none()).then(|| Box::new(job.spec.terms.clone()));
         self.jobs.edit(id, job.spec.gpus, job.spec.priority, terms, Time::now());
+        if held {
+            self.set_state(id, State::Held);
+        }
         if let Some(entry) = self.jobs.get_mut(id) {
             entry.revision += 1;
         }

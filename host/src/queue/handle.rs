@@ -103,8 +103,11 @@ pub(super) enum Verb {
     /// To the front, from wherever it is without running.
     ForceStart,
     Move(Target),
-    /// What it is from now on, if it is still at the revision that it has there.
-    Edit(Arc<Job>),
+    /// What it is from now on, if it is still at the revision that it has there; and why it is held from now on, if it is.
+    Edit {
+        job: Arc<Job>,
+        hold: Option<Reason>,
+    },
     /// The time limit of a job that runs: the one it has, and another.
     Limit {
         from: Option<Duration>,
@@ -129,7 +132,7 @@ impl Verb {
             Self::Retry => "retry",
             Self::ForceStart => "force-start",
             Self::Move(_) => "move",
-            Self::Edit(_) => "edit",
+            Self::Edit { .. } => "edit",
             Self::Limit { .. } => "edit",
             Self::InVain(..) => "give up",
         }
@@ -333,12 +336,13 @@ impl Queue {
         self.operate(id, Verb::Move(target), by).await
     }
 
-    /// Makes a queued or held job what `job` says, if its revision is still that of `job`.
+    /// Makes a queued or held job what `job` says, if its revision is still that of `job`. With `hold`, one that is queued is
+    /// held for that reason from then on.
     ///
     /// # Errors
     /// When there is no such job, its state forbids it, or somebody else was faster.
-    pub async fn edit(&self, job: Arc<Job>, by: &str) -> Result<State, QueueError> {
-        self.operate(job.id, Verb::Edit(job), by).await
+    pub async fn edit(&self, job: Arc<Job>, hold: Option<Reason>, by: &str) -> Result<State, QueueError> {
+        self.operate(job.id, Verb::Edit { job, hold }, by).await
     }
 
     /// Changes the time limit of a job that runs from the one that it has.

@@ -53,9 +53,9 @@ impl Owner {
                 if stop_target == Some(target) { operation.answer(Ok(state)) } else { self.stop(operation, target) }
             }
             (Verb::Move(_), State::Queued) | (Verb::ForceStart, State::Queued | State::Held) => self.rerank(operation),
-            (Verb::Edit(job), State::Queued | State::Held) => {
-                let job = job.clone();
-                self.edit(operation, job);
+            (Verb::Edit { job, hold }, State::Queued | State::Held) => {
+                let (job, hold) = (job.clone(), hold.clone());
+                self.edit(operation, job, hold);
             }
             (Verb::Limit { from, to }, State::Pending | State::Running) => {
                 let (from, to) = (*from, *to);
@@ -248,7 +248,7 @@ impl Verb {
             | Self::Requeue { hold: true }
             | Self::ForceStart
             | Self::Move(_)
-            | Self::Edit(_)
+            | Self::Edit { .. }
             | Self::InVain(..) => false,
         }
     }

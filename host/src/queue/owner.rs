@@ -266,8 +266,8 @@ pub(super) enum Done {
     },
     /// A job that had ended waits again, and these have made room for it.
     Returned { operation: Operation, entry: Box<Entry>, neighbours: Vec<Shift>, result: Result<(), StoreError> },
-    /// A job was changed.
-    Edited { operation: Operation, job: Arc<Job>, result: Result<(), StoreError> },
+    /// A job was changed, and perhaps held.
+    Edited { operation: Operation, job: Arc<Job>, held: bool, result: Result<(), StoreError> },
     /// A time limit was changed.
     Limited { operation: Operation, from: Option<Duration>, to: Option<Duration>, result: Result<(), StoreError> },
     /// A job was moved in the line, and perhaps released.
@@ -480,7 +480,7 @@ impl Owner {
             Done::Returned { operation, entry, neighbours, result } => {
                 self.returned(operation, *entry, &neighbours, result);
             }
-            Done::Edited { operation, job, result } => self.edited(operation, &job, result),
+            Done::Edited { operation, job, held, result } => self.edited(operation, &job, held, result),
             Done::Limited { operation, from, to, result } => self.limited(operation, from, to, result),
             Done::Reranked { operation, shifts, result } => self.reranked(operation, &shifts, result),
             Done::Predecessors { jobs, waiting, asker, ends } => {

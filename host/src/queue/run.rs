@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use taxiway_job::{Busy, Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progress, Reason, State, Time, Usage};
+use taxiway_job::{
+    Busy, Exit, Failure, FailureClass, Handover, JobId, LaunchId, Progress, Reason, State, StopTarget, Time, Usage,
+};
 use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 
 use super::gpus;
@@ -182,14 +184,9 @@ impl Owner {
                 if let Some(reason) = reason {
                     self.pause_arming("launcher_failed", reason.clone());
                 }
-                if stop.is_none() {
-                    self.slots.free(launch, live.taken.idle_since);
-                    self.owed.push(Change::NotStarted { job, launch, at: Time::now() });
-                    self.then.confirm.push(launch);
-                    // It waits again, with the same attempt.
-                    return self.set_state(job, State::Queued);
-                }
-                Ended::default()
+                self.slots.free(launch, live.taken.idle_since);
+                self.then.confirm.push(launch);
+                return self.not_started(job, launch, stop);
             }
             Ending::Record(record) => {
                 // The end of the log is read here only for a job that failed; it was written a moment ago.
@@ -238,11 +235,31 @@ impl Owner {
             None if ended.failure.is_none() => State::Completed,
             None => State::Failed,
         };
-        self.end(job, launch, to, ended);
+        self.end(job, Some(launch), to, ended);
+    }
+
+    /// A launch that had been told to start started nothing, and leaves no history: its job waits again with the same attempt, or
+    /// goes where a stop leads.
+    fn not_started(&mut self, job: JobId, launch: LaunchId, stop: Option<StopTarget>) {
+        let Some(entry) = self.jobs.get_mut(job) else { return };
+        let (from, to) = (entry.state(), stop.map_or(State::Queued, State::from));
+        if to.has_ended() {
+            self.owed.push(Change::Disarm { job, launch });
+            return self.end(job, None, to, Ended::default());
+        }
+        entry.stop_target = None;
+        // Requeued: to the back of its priority.
+        let rank = stop.map(|_| self.jobs.take_rank());
+        if let Some(rank) = rank {
+            self.jobs.set_rank(job, rank);
+        }
+        self.owed.push(Change::NotStarted { job, launch, from, to, rank, reason: stopped_as(to), at: Time::now() });
+        self.set_state(job, to);
+        self.resume_operations(job);
     }
 
     /// The attempt is over; the job ends, or waits for another one.
-    fn end(&mut self, job: JobId, launch: LaunchId, to: State, ended: Ended) {
+    fn end(&mut self, job: JobId, launch: Option<LaunchId>, to: State, ended: Ended) {
         let Ended { exit, failure, usage, started_at, finished_at, .. } = ended;
         let finished_at = finished_at.unwrap_or_else(Time::now);
         let retry = failure.as_ref().filter(|_| to == State::Failed);
@@ -264,17 +281,10 @@ impl Owner {
             Some(NextAttempt { retry_at: Some(_), .. }) => self.hooks.deliveries(profile, State::Failed),
             Some(_) => Vec::new(),
         };
-        let reason = match to {
-            State::Cancelled => Some(Reason::new("cancelled", "cancelled while it ran")),
-            State::Held => {
-                let message = "stopped and taken out of the line; `taxiway release` puts it back";
-                Some(Reason::new("held", message))
-            }
-            _ => None,
-        };
+        let reason = stopped_as(to);
         self.owed.push(Change::End(Box::new(End {
             job,
-            launch: Some(launch),
+            launch,
             from,
             to,
             exit,
@@ -308,6 +318,18 @@ impl Owner {
         entry.retries_done = next.retries_done;
         self.jobs.set_rank(job, next.rank);
         self.jobs.set_retry_at(job, next.retry_at, Time::now());
+    }
+}
+
+/// Why a job is where a stop has led it.
+fn stopped_as(to: State) -> Option<Reason> {
+    match to {
+        State::Cancelled => Some(Reason::new("cancelled", "cancelled while it ran")),
+        State::Held => {
+            let message = "stopped and taken out of the line; `taxiway release` puts it back";
+            Some(Reason::new("held", message))
+        }
+        _ => None,
     }
 }
 

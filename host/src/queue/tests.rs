@@ -1,6 +1,7 @@
 //! The owner task on a machine in memory: [`machine`] stands for shims and their files, [`faults`] does random things to both
-//! and checks the rules, [`rules`] tells single stories.
+//! and checks the rules, [`rules`] and [`changes`] tell single stories.
 
+mod changes;
 mod checks;
 mod faults;
 mod launch;

@@ -102,7 +102,7 @@ pub enum Change {
         /// This boot of the machine.
         boot_id: String,
     },
-    /// An armed launch was taken back before anything was started; it leaves no history.
+    /// A launch was taken back or lost before anything was started; it leaves no history.
     Disarm {
         /// Whose.
         job: JobId,
@@ -150,12 +150,21 @@ pub enum Change {
     },
     /// The attempt is over: every process is gone.
     End(Box<End>),
-    /// Nothing was started although it had been told to: the job waits again with the same attempt.
+    /// Nothing was started although it had been told to: the job waits again with the same attempt, and the launch leaves no
+    /// history.
     NotStarted {
         /// Which.
         job: JobId,
         /// The launch.
         launch: LaunchId,
+        /// The state it had.
+        from: State,
+        /// `queued`, or `held` when a requeue says so.
+        to: State,
+        /// Its rank from now on, when a requeue gives it another.
+        rank: Option<i64>,
+        /// Why it is where it is.
+        reason: Option<Reason>,
         /// When.
         at: Time,
     },
@@ -311,7 +320,7 @@ pub struct BodyHash(pub [u8; 32]);
 pub struct End {
     /// Whose.
     pub job: JobId,
-    /// The launch; none when it never came to one.
+    /// The launch; none when it leaves no history. One that failed before it was armed leaves its end there.
     pub launch: Option<LaunchId>,
     /// The state the job had.
     pub from: State,

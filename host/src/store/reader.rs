@@ -143,6 +143,8 @@ pub struct AttemptRecord {
     pub launch: LaunchId,
     /// Its number.
     pub attempt: u32,
+    /// Whether its launch was armed; else it failed before, and has neither a directory nor a log.
+    pub armed: bool,
     /// The exit status.
     pub exit: Exit,
     /// Why it failed.
@@ -478,7 +480,7 @@ impl Store {
     pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
         self.read(move |db| {
             let mut statement = db.prepare_cached(
-                "SELECT launch, attempt, end_state, exit_code, exit_signal, failure, usage, handover, gpu_uuids, pid, started_at,
+                "SELECT launch, attempt, boot_id != '' AS armed, end_state, exit_code, exit_signal, failure, usage, handover, gpu_uuids, pid, started_at,
                     finished_at FROM attempts
                  WHERE job = ?1 AND phase != 'armed' ORDER BY attempt",
             )?;
@@ -486,6 +488,7 @@ impl Store {
                 Ok(AttemptRecord {
                     launch: LaunchId::from_bytes(row.get("launch")?),
                     attempt: row.get("attempt")?,
+                    armed: row.get("armed")?,
                     exit: Exit { code: row.get("exit_code")?, signal: row.get("exit_signal")? },
                     failure: json(row, "failure")?,
                     usage: json(row, "usage")?,
@@ -510,10 +513,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn latest_launch(&self, id: JobId) -> Result<Option<LaunchId>, StoreError> {
-        Ok(self.attempts(id).await?.last().map(|attempt| attempt.launch))
+        let attempts = self.attempts(id).await?;
+        Ok(attempts.iter().rfind(|attempt| attempt.armed).map(|attempt| attempt.launch))
     }
 
-    /// The start with this number and how it ended; none when the job ended without one.
+    /// The attempt with this number and how it ended; none when it was cancelled before it came to anything.
     ///
     /// # Errors
     /// When the database cannot be read.

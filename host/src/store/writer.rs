@@ -320,7 +320,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             Ok(())
         }
         Change::Disarm { job, launch } => {
-            db.prepare_cached("DELETE FROM attempts WHERE job = ?1 AND launch = ?2 AND phase = 'armed'")?
+            db.prepare_cached("DELETE FROM attempts WHERE job = ?1 AND launch = ?2 AND phase IN ('armed', 'pending')")?
                 .execute(params![job.as_bytes(), launch.as_bytes()])?;
             Ok(())
         }
@@ -377,18 +377,21 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             audit(db, *at, by, action, Some(*job))
         }
         Change::End(end) => finish(db, end, told),
-        Change::NotStarted { job, launch, at } => {
+        Change::NotStarted { job, launch, from, to, rank, reason, at } => {
+            let queued = (*to == State::Queued && rank.is_some()).then_some(at.as_millis());
             one(
                 db.prepare_cached(
-                    "UPDATE jobs SET state = 'queued', gpu_uuids = NULL WHERE id = ?1 AND state = 'pending'",
+                    "UPDATE jobs SET state = ?3, rank = coalesce(?4, rank), reason = ?5, queued_at = coalesce(?6, queued_at),
+                        gpu_uuids = NULL, stop_target = NULL
+                     WHERE id = ?1 AND state = ?2",
                 )?
-                .execute(params![job.as_bytes()])?,
+                .execute(params![job.as_bytes(), from.as_str(), to.as_str(), rank, json_text(reason)?, queued])?,
                 "not started",
                 *job,
             )?;
             db.prepare_cached("DELETE FROM attempts WHERE job = ?1 AND launch = ?2")?
                 .execute(params![job.as_bytes(), launch.as_bytes()])?;
-            event(db, told, *at, "job.queued", Some(*job), Map::new())
+            event(db, told, *at, &format!("job.{to}"), Some(*job), Map::new())
         }
         Change::Progress { job, progress, at, sample } => {
             history::progressed(db, *job, progress, *at, sample.as_ref(), told)
@@ -564,10 +567,14 @@ fn finish(db: &Connection, end: &End, told: &mut Told) -> Result<(), StoreError>
         _ => ToldOf::of(end.to),
     };
     if let Some(launch) = end.launch {
+        // An attempt that failed before its launch was armed has no row yet, and was armed in no boot. The job's number may be one
+        // further already.
         db.prepare_cached(
-            "UPDATE attempts SET phase = 'ended', end_state = ?3, exit_code = ?4, exit_signal = ?5, failure = ?6, usage = ?7,
-                started_at = coalesce(?8, started_at), finished_at = ?9
-             WHERE job = ?1 AND launch = ?2",
+            "INSERT INTO attempts (job, launch, attempt, phase, boot_id, end_state, exit_code, exit_signal, failure, usage, started_at,
+                finished_at)
+             VALUES (?1, ?2, (SELECT attempt FROM jobs WHERE id = ?1) - ?10, 'ended', '', ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             ON CONFLICT (job, launch) DO UPDATE SET phase = 'ended', end_state = ?3, exit_code = ?4, exit_signal = ?5,
+                failure = ?6, usage = ?7, started_at = coalesce(?8, started_at), finished_at = ?9",
         )?
         .execute(params![
             job,
@@ -578,7 +585,8 @@ fn finish(db: &Connection, end: &End, told: &mut Told) -> Result<(), StoreError>
             failure,
             usage,
             started,
-            finished
+            finished,
+            end.next.is_some()
         ])?;
     }
     event(db, told, end.finished_at, &format!("job.{}", end.to), Some(end.job), Map::new())?;

@@ -128,10 +128,8 @@ async fn apply(api: &Api, caller: &Caller, job: Job, patch: &Map<String, Value>)
     draft.problems = submit::unknown_jobs(api, new).await?;
     (draft.array, draft.terms.array) = (job.spec.array.clone(), job.spec.terms.array);
     let admitted = api.service.admission.judge(draft, &job.submitted_by, false).await.map_err(Refused::from)?.job;
-    if admitted.state == JobState::Held && job.state == JobState::Queued {
-        // A plugin failed that wants jobs held then.
-        api.service.queue.hold(id, "plugin").await?;
-    }
+    // A plugin failed that wants jobs held then.
+    let hold = admitted.reason.filter(|_| admitted.state == JobState::Held);
     let edited = Job {
         spec: admitted.spec,
         config: admitted.config,
@@ -142,7 +140,7 @@ async fn apply(api: &Api, caller: &Caller, job: Job, patch: &Map<String, Value>)
         warnings: admitted.warnings,
         ..job
     };
-    api.service.queue.edit(Arc::new(edited), &caller.name).await?;
+    api.service.queue.edit(Arc::new(edited), hold, &caller.name).await?;
     Ok(())
 }
 

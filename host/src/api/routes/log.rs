@@ -48,11 +48,11 @@ pub(super) async fn log(
     let grows = parameters.follow || as_events;
     let launch = match parameters.attempt {
         Some(number) => {
-            let launch = api.service.store.end_of(id, number).await?.map(|attempt| attempt.launch);
-            if launch.is_none() && !(grows && may_come(&job, number)) {
+            let record = api.service.store.end_of(id, number).await?;
+            if record.is_none() && !(grows && may_come(&job, number)) {
                 return Err(Refused::not_found(format!("job {id} has no attempt {number}")));
             }
-            launch
+            record.filter(|record| record.armed).map(|record| record.launch)
         }
         None => api.service.store.latest_launch(id).await?,
     };
@@ -242,7 +242,7 @@ async fn started(api: &Api, id: JobId, attempt: Option<u32>, events: &mut Receiv
         match attempt {
             Some(number) => {
                 if let Some(begun) = store.end_of(id, number).await.ok()? {
-                    return Some(begun.launch);
+                    return begun.armed.then_some(begun.launch);
                 }
                 if !may_come(&job, number) {
                     return None;

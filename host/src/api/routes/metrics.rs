@@ -38,7 +38,8 @@ pub(super) async fn metrics(
     let id = jobs::parse_id(&id)?;
     let (job, _) = jobs::find(&api, id).await?;
     let attempts = api.service.store.attempts(id).await?;
-    let attempt = attempt.or_else(|| attempts.last().map(|last| last.attempt)).unwrap_or(job.attempt);
+    let latest = || attempts.iter().rfind(|record| record.armed).map(|record| record.attempt);
+    let attempt = attempt.or_else(latest).unwrap_or(job.attempt);
     let samples = api.service.store.samples(id, attempt).await?;
     // An attempt that is under way, or the launch that became it: the last one with its number.
     let record = attempts.iter().rfind(|record| record.attempt == attempt);

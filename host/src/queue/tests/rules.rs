@@ -13,17 +13,17 @@ use crate::queue::{QueueError, SlotGpu};
 use crate::store::BodyHash;
 
 /// Everything but ends, which the tests choose.
-fn all_but_ends(step: &Step) -> bool {
+pub(super) fn all_but_ends(step: &Step) -> bool {
     !matches!(step, Step::End(..))
 }
 
 /// Launches get as far as `go`, and no command is started.
-fn up_to_go(step: &Step) -> bool {
+pub(super) fn up_to_go(step: &Step) -> bool {
     matches!(step, Step::Serve(_) | Step::Deliver(_))
 }
 
 /// A machine that knows these jobs, first to start first, and an empty directory for the database.
-fn machine(slots: &[SlotGpu], jobs: &[&Job]) -> (Arc<Machine>, tempfile::TempDir) {
+pub(super) fn machine(slots: &[SlotGpu], jobs: &[&Job]) -> (Arc<Machine>, tempfile::TempDir) {
     let machine = Machine::new(slots.len());
     for (index, job) in jobs.iter().enumerate() {
         let known = Known { gpus: job.spec.gpus, array: job.spec.terms.array, place: (0, index) };
@@ -32,11 +32,11 @@ fn machine(slots: &[SlotGpu], jobs: &[&Job]) -> (Arc<Machine>, tempfile::TempDir
     (Arc::new(machine), tempfile::tempdir().expect("a directory"))
 }
 
-fn nothing_is_broken(machine: &Machine) {
+pub(super) fn nothing_is_broken(machine: &Machine) {
     assert_eq!(machine.rules(|rules| std::mem::take(&mut rules.broken)), Vec::<String>::new());
 }
 
-fn runs(machine: &Machine, job: &Job) -> bool {
+pub(super) fn runs(machine: &Machine, job: &Job) -> bool {
     matches!(machine.shim_of(job.id), Some(Shim::Running(_)))
 }
 
@@ -434,74 +434,4 @@ async fn a_job_whose_row_cannot_be_read_fails_and_keeps_nobody_waiting() {
     let failure = failed.failure.expect("it failed");
     assert_eq!((failed.state, failure.class), (State::Failed, FailureClass::LaunchError));
     assert!(failure.evidence.as_ref().is_some_and(|why| why.contains("`config`")), "{failure:?}");
-}
-
-#[tokio::test]
-async fn a_job_that_is_being_edited_is_not_overtaken_and_one_that_is_being_held_is() {
-    for holds in [false, true] {
-        let (slots, first, second, third) = (virtual_slots(1), job(1, 0), job(1, 0), job(1, 0));
-        let (machine, directory) = machine(&slots, &[&first, &second, &third]);
-        let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
-        for job in [&first, &second, &third] {
-            service.submit(job).await;
-        }
-        service.settle(&machine, all_but_ends).await;
-        assert_eq!((machine.shim_of(second.id), machine.shim_of(third.id)), (Some(Shim::Waiting), Some(Shim::Waiting)));
-        // Nothing can be committed while another connection writes.
-        let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
-        other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
-        let (queue, mut edited) = (service.queue.clone(), second.clone());
-        edited.spec.labels.insert("team".into(), "nlp".into());
-        let change = tokio::spawn(async move {
-            match holds {
-                false => queue.edit(Arc::new(edited), "tester").await,
-                true => queue.hold(edited.id, "tester").await,
-            }
-        });
-        let [of_first, of_second] = [&first, &second].map(|job| machine.launch_of(job.id).expect("it was launched"));
-        let ends = [Step::Serve(of_second), Step::Deliver(of_second), Step::End(of_first, 0), Step::Deliver(of_first)];
-        // Each answer shows that the owner has done what it was told before.
-        for step in [None, None].into_iter().chain(ends.map(Some)).chain([None, None]) {
-            if let Some(step) = step {
-                machine.step(step, &service.events).await;
-            }
-            tokio::task::yield_now().await;
-            service.queue.summary().await.expect("the owner lives");
-        }
-        let overtaken = machine.shim_of(third.id) != Some(Shim::Waiting);
-        assert_eq!(overtaken, holds, "the slot is free, and the change of the next in line is not written yet");
-        other.execute_batch("COMMIT").expect("nothing was written");
-        change.await.expect("no panic").expect("it is changed");
-        service.settle(&machine, all_but_ends).await;
-        assert_eq!((runs(&machine, &second), runs(&machine, &third)), (!holds, holds));
-        nothing_is_broken(&machine);
-    }
-}
-
-#[tokio::test]
-async fn two_edits_at_once_of_which_each_closes_half_a_circle_are_not_both_taken() {
-    let (slots, first, second) = (virtual_slots(1), job(1, 0), job(1, 0));
-    let (machine, directory) = machine(&slots, &[&first, &second]);
-    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
-    service.queue.pause("tester").await.expect("is stored");
-    service.submit(&first).await;
-    service.submit(&second).await;
-    // Nothing can be committed while another connection writes.
-    let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
-    other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
-    let after = |job: &Job, predecessor: &Job| {
-        let mut job = job.clone();
-        job.spec.terms.after.push(predecessor.id);
-        let queue = service.queue.clone();
-        async move { queue.edit(Arc::new(job), "tester").await }
-    };
-    let (one, another) = (after(&first, &second), after(&second, &first));
-    let release = async {
-        // Both have been looked at when the owner answers this.
-        service.queue.summary().await.expect("the owner lives");
-        other.execute_batch("COMMIT").expect("nothing was written");
-    };
-    let (one, another, ()) = tokio::join!(one, another, release);
-    assert!(one.is_ok(), "{one:?}");
-    assert!(matches!(another, Err(QueueError::Circle(id)) if id == second.id), "{another:?}");
 }
