@@ -136,7 +136,7 @@ fn schemas() -> Value {
         "time_limit": duration(),
         "grace": duration(),
         "external_id": {"type": ["string", "null"], "maxLength": 128},
-        "after": ids("ids of the jobs that must have completed before it starts; in a batch also \"#k\", its k-th job, from 0"),
+        "after": ids("ids of the jobs that must have completed before it starts; in a batch also \"#k\", its k-th job, from 0. One that was removed since is not waited for any more"),
         "after_any": ids("the same of jobs that must have ended"),
         "not_before": time(),
         "retries": {"oneOf": [reference("Retries"), {"type": "null"}]},

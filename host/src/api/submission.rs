@@ -34,12 +34,12 @@ pub(super) fn parse(body: &[u8]) -> Result<Submission, Refused> {
     parse_one(body, None)
 }
 
-/// The same of one that may be in a batch, with the jobs before it there.
-pub(super) fn parse_one(body: &[u8], before: Before<'_>) -> Result<Submission, Refused> {
+/// The same of one that may be in a batch.
+pub(super) fn parse_one(body: &[u8], batch: Batch<'_>) -> Result<Submission, Refused> {
     is_object(body)?;
     let submission: Submission = serde_json::from_slice(body).map_err(|error| diagnose(body, &error))?;
     unaltered(body)?;
-    checked(submission, before)
+    checked(submission, batch)
 }
 
 /// Refuses a body with numbers that would not arrive as they were sent. Call it with what is JSON.
@@ -56,11 +56,11 @@ pub(super) fn number_out_of_range(found: &OutOfRange) -> Problem {
     problem(&found.path, "number-out-of-range", found.to_string())
 }
 
-/// The ids that the jobs before one in its batch will have, in their order; none outside of a batch.
-pub(super) type Before<'a> = Option<&'a [JobId]>;
+/// The ids that the jobs of its batch will have, in their order; none outside of a batch.
+pub(super) type Batch<'a> = Option<&'a [JobId]>;
 
-fn checked(mut submission: Submission, before: Before<'_>) -> Result<Submission, Refused> {
-    let problems = check(&mut submission, before);
+fn checked(mut submission: Submission, batch: Batch<'_>) -> Result<Submission, Refused> {
+    let problems = check(&mut submission, batch);
     if problems.is_empty() { Ok(submission) } else { Err(Refused::problems("invalid-submission", problems)) }
 }
 
@@ -72,8 +72,8 @@ impl Whole {
     ///
     /// # Errors
     /// 422 with all that is.
-    pub(super) fn checked(self, before: Before<'_>) -> Result<Submission, Refused> {
-        checked(self.0, before)
+    pub(super) fn checked(self, batch: Batch<'_>) -> Result<Submission, Refused> {
+        checked(self.0, batch)
     }
 }
 
@@ -216,7 +216,7 @@ fn wrong_type(name: &str, field: &Value, error: &serde_path_to_error::Error<serd
 
 /// What is too much for one job, whatever it says. What is wrong with it otherwise, admission finds, together with what
 /// plugins find. Jobs of the same batch that it comes after are named by their ids afterwards.
-fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
+fn check(submission: &mut Submission, batch: Batch<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     if submission.config.as_ref().is_some_and(is_too_deep) {
         let message = format!("`config` has more than {MOST_LEVELS} levels of lists and objects");
@@ -233,7 +233,7 @@ fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
             continue;
         }
         for (index, text) in texts.iter_mut().enumerate() {
-            match predecessor(text, before) {
+            match predecessor(text, batch) {
                 Ok(id) => *text = id.to_string(),
                 Err((code, message)) => {
                     problems.push(problem(&pointer([field, &index.to_string()]), code, message));
@@ -242,7 +242,7 @@ fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
         }
     }
     if let Some(asked) = &submission.array {
-        array::check(asked, submission, before.is_some(), &mut problems);
+        array::check(asked, submission, batch.is_some(), &mut problems);
     }
     let arguments = submission.command.iter().flatten();
     for (index, _) in arguments.clone().enumerate().filter(|(_, argument)| argument.len() >= LONGEST_ARGUMENT) {
@@ -259,13 +259,13 @@ fn check(submission: &mut Submission, before: Before<'_>) -> Vec<Problem> {
     problems
 }
 
-/// The job that a text of `after` means: an id, or `#k`, the k-th of the same batch. It stands before the job itself there, so
-/// that none comes after itself. Else the code and the sentence of what is wrong.
-fn predecessor(text: &str, before: Before<'_>) -> Result<JobId, (&'static str, String)> {
+/// The job that a text of `after` means: an id, or `#k`, the k-th of the same batch. Else the code and the sentence of what is
+/// wrong.
+fn predecessor(text: &str, batch: Batch<'_>) -> Result<JobId, (&'static str, String)> {
     let Some(number) = text.strip_prefix('#') else {
         return text.parse().map_err(|error: taxiway_job::IdError| ("wrong-type", error.to_string()));
     };
-    let Some(before) = before else {
+    let Some(batch) = batch else {
         let message = format!("`{text}` is a job of the same batch, and this submission is in none: give the job's id");
         return Err(("wrong-type", message));
     };
@@ -273,10 +273,10 @@ fn predecessor(text: &str, before: Before<'_>) -> Result<JobId, (&'static str, S
         let message = format!("`{text}` is no job of a batch: its first is `#0`, its second `#1`");
         return Err(("wrong-type", message));
     }
-    let named = number.parse().ok().and_then(|at: usize| before.get(at));
+    let named = number.parse().ok().and_then(|at: usize| batch.get(at));
     named.copied().ok_or_else(|| {
-        let own = before.len();
-        ("not-before", format!("`{text}` does not stand before this job, which is `#{own}` of its batch"))
+        let last = batch.len().saturating_sub(1);
+        ("unknown-job", format!("there is no `{text}` in this batch: its last job is `#{last}`"))
     })
 }
 

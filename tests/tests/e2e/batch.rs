@@ -57,29 +57,49 @@ fn after(which: &str) -> Value {
 #[tokio::test]
 async fn jobs_of_a_batch_come_after_others_of_it_also_over_a_restart() {
     let server = paused().await;
-    let batch = json!([sh("exit 3"), after("#0"), sh("true"), after("#2")]);
+    let batch = json!([sh("exit 3"), after("#0"), sh("true"), after("#2"), after("#5"), sh("true")]);
     let answer = server.post("/jobs/batch?atomic=true", &batch).await.expect(200).json();
     let id = |at: usize| answer["items"][at]["job"]["id"].as_str().expect("an id").to_owned();
     assert_eq!(answer["items"][3]["job"]["after"], json!([id(2)]));
-    assert_eq!(answer["items"][3]["job"]["reason"]["code"], "after_unmet");
+    for at in [3, 4] {
+        assert_eq!(answer["items"][at]["job"]["reason"]["code"], "after_unmet", "{answer}");
+    }
     let server = server.kill().await.start().await;
     let mut events = server.events().await;
     server.post_nothing("/queue/resume").await.expect(200);
     assert_eq!(events.end_of(&id(1)).await, "cancelled");
     assert_eq!(events.end_of(&id(3)).await, "completed");
+    assert_eq!(events.end_of(&id(4)).await, "completed");
+    let started = |job: &str| events.seen().iter().position(|event| event.is(job, "running")).expect("it ran");
+    assert!(started(&id(5)) < started(&id(4)), "the one that it comes after stands behind it");
 }
 
 #[tokio::test]
 async fn a_job_of_a_batch_that_comes_after_a_refused_one_is_refused_too() {
     let server = paused().await;
     let bad = json!({"command": ["true"], "gpus": 99});
-    let batch = json!([bad, after("#0"), after("#1"), sh("true"), after("#3"), after("#5"), after("#6")]);
+    let batch = json!([
+        bad,
+        after("#0"),
+        after("#1"),
+        sh("true"),
+        after("#3"),
+        after("#5"),
+        after("#7"),
+        after("#6"),
+        after("#10"),
+        after("#99"),
+        bad,
+    ]);
     let answer = server.post("/jobs/batch", &batch).await.expect(200).json();
-    assert_eq!(statuses(&answer), [422, 424, 424, 201, 201, 422, 422]);
+    assert_eq!(statuses(&answer), [422, 424, 424, 201, 201, 422, 422, 422, 424, 422, 422]);
     let items = &answer["items"];
     assert_eq!(items[1]["problem"]["code"], "predecessor-refused");
     assert!(items[2]["problem"]["detail"].as_str().is_some_and(|detail| detail.contains("`#1`")), "{answer}");
-    assert_eq!(items[5]["problem"]["problems"][0]["code"], "not-before", "itself");
+    for at in [5, 6, 7] {
+        assert_eq!(items[at]["problem"]["problems"][0]["code"], "circle", "{answer}");
+    }
+    assert_eq!(items[9]["problem"]["problems"][0]["code"], "unknown-job");
     assert_eq!(server.jobs().await.len(), 2);
     let refused = server.post("/jobs/batch?atomic=true", &json!([bad, after("#0")])).await.expect(422).problem();
     assert_eq!(statuses(&refused), [422, 424]);

@@ -2,7 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
-use taxiway_tests::{Answer, Gate, Place, Server, sh};
+use taxiway_tests::{Answer, Gate, Place, Server, guest, sh};
 
 async fn patch(server: &Server, id: &str, change: &Value, expected: Option<&str>) -> Answer {
     let request = server.request(Method::PATCH, &format!("/api/v1/jobs/{id}")).json(change);
@@ -270,4 +270,28 @@ async fn a_job_can_be_changed_after_the_one_before_it_was_removed() {
     assert_eq!(problem["problems"].as_array().map(Vec::len), Some(1), "{problem}");
     server.post_nothing("/queue/resume").await.expect(200);
     assert_eq!(events.end_of(second.id()).await, "completed");
+}
+
+#[tokio::test]
+async fn an_edit_whose_plugin_fails_holds_the_job_with_the_change_or_changes_nothing() {
+    let server = Place::new().start().await;
+    server.post_nothing("/queue/pause").await.expect(200);
+    let mut events = server.events().await;
+    let job = server.submit(sh("exit 0")).await;
+    let tag = server.get(&format!("/jobs/{}", job.id())).await.expect(200).header("etag").to_owned();
+    patch(&server, job.id(), &json!({"name": "before"}), None).await.expect(200);
+    server.place().write_manifest("guard", "on_error = \"hold\"\n");
+    server.place().write_component("guard", &guest::trap());
+    server.plugin("guard", |plugin| plugin["state"] == "in_force").await;
+
+    patch(&server, job.id(), &json!({"name": "stale"}), Some(&tag)).await.expect(412);
+    patch(&server, job.id(), &json!({"after": [job.id()]}), None).await.expect(422);
+    assert_eq!(server.job(job.id()).await.state(), "queued", "nothing was changed");
+    let held = patch(&server, job.id(), &json!({"name": "after"}), None).await.expect(200).job();
+    assert_eq!((held.state(), &held.json["name"]), ("held", &json!("after")));
+    assert!(held.json["reason"]["message"].as_str().is_some_and(|text| text.contains("guard")), "{}", held.json);
+    events.job(job.id(), "held").await;
+    let story: Vec<&str> =
+        events.seen().iter().map(|event| event.kind.as_str()).filter(|kind| kind.starts_with("job.")).collect();
+    assert_eq!(story, ["job.queued", "job.edited", "job.edited", "job.held"]);
 }

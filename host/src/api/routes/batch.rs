@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use taxiway_job::{Job, JobId, OutOfRange, Problem};
 
-use super::super::answer::Refused;
+use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Begun, Claim, ItemOutcome, Outcome};
 use super::super::{Api, State, body, submission, wire};
@@ -104,8 +104,7 @@ fn read(bytes: &[u8]) -> Result<Vec<Read>, Refused> {
     let (ids, mut submissions) = match list_of::<submission::Whole>(bytes) {
         Ok(submissions) => {
             let ids = new_ids(submissions.len());
-            let checked = submissions.into_iter().enumerate().map(|(at, whole)| whole.checked(Some(&ids[..at])));
-            let checked = checked.collect::<Vec<_>>();
+            let checked: Vec<_> = submissions.into_iter().map(|whole| whole.checked(Some(&ids))).collect();
             (ids, checked)
         }
         Err(_) => {
@@ -118,9 +117,8 @@ fn read(bytes: &[u8]) -> Result<Vec<Read>, Refused> {
                 }
             })?;
             let ids = new_ids(values.len());
-            let one =
-                |(at, value): (usize, Value)| submission::parse_one(value.to_string().as_bytes(), Some(&ids[..at]));
-            let parsed = values.into_iter().enumerate().map(one).collect();
+            let one = |value: Value| submission::parse_one(value.to_string().as_bytes(), Some(&ids));
+            let parsed = values.into_iter().map(one).collect();
             (ids, parsed)
         }
     };
@@ -179,7 +177,9 @@ async fn store(
 ) -> Result<Vec<Stored>, QueueError> {
     loop {
         refuse_taken_ids(api, &mut judged).await?;
-        refuse_followers(ids, &mut judged);
+        let followers = followers(ids, &judged);
+        refuse_circles(&followers, &mut judged);
+        refuse_followers(&followers, &mut judged);
         let refused = judged.iter().filter(|judged| judged.is_err()).count();
         if refused == judged.len() || (atomic && refused > 0) {
             let unstored = |judged: Judged| match judged {
@@ -225,20 +225,50 @@ async fn refuse_taken_ids(api: &Api, judged: &mut [Judged]) -> Result<(), StoreE
     Ok(())
 }
 
-/// Refuses those that come after a refused one of their batch. Such a one stands before them.
-fn refuse_followers(ids: &[JobId], judged: &mut [Judged]) {
-    let mut refused: HashMap<JobId, usize> = HashMap::new();
-    for (at, (id, judged)) in ids.iter().zip(judged).enumerate() {
-        let comes_after = |job: &Arc<Job>| {
-            let mut predecessors = job.spec.terms.predecessors();
-            predecessors.find_map(|(job, _)| refused.get(&job).copied())
-        };
-        if let Some(first) = judged.as_ref().ok().and_then(comes_after) {
-            let detail = format!("it comes after `#{first}` of its batch, which was refused");
-            *judged = Err(Refused::new(StatusCode::FAILED_DEPENDENCY, "predecessor-refused", detail));
+/// For each job of a batch the places there of those that come after it.
+fn followers(ids: &[JobId], judged: &[Judged]) -> Vec<Vec<usize>> {
+    let places: HashMap<JobId, usize> = ids.iter().copied().zip(0..).collect();
+    let mut followers = vec![Vec::new(); ids.len()];
+    for (at, judged) in judged.iter().enumerate() {
+        let predecessors = judged.iter().flat_map(|job| job.spec.terms.predecessors());
+        for place in predecessors.filter_map(|(job, _)| places.get(&job)) {
+            followers[*place].push(at);
         }
-        if judged.is_err() {
-            refused.insert(*id, at);
+    }
+    followers
+}
+
+/// Refuses those that come after themselves, or after one of their batch that does: neither would ever start.
+fn refuse_circles(followers: &[Vec<usize>], judged: &mut [Judged]) {
+    // Kahn: who waits for none that is left is taken away, and those who are left in the end wait in a circle.
+    let mut waits = vec![0usize; judged.len()];
+    followers.iter().flatten().for_each(|at| waits[*at] += 1);
+    let mut free: Vec<usize> = (0..judged.len()).filter(|at| waits[*at] == 0).collect();
+    while let Some(at) = free.pop() {
+        for follower in &followers[at] {
+            waits[*follower] -= 1;
+            if waits[*follower] == 0 {
+                free.push(*follower);
+            }
+        }
+    }
+    for (judged, _) in judged.iter_mut().zip(&waits).filter(|(_, waits)| **waits > 0) {
+        let message = "it would come after itself, or after a job of its batch that does: of the jobs in its `after` and `after_any`, \
+                       one comes after it";
+        *judged = Err(Refused::problems("rejected", vec![problem("", "circle", message)]));
+    }
+}
+
+/// Refuses those that come after a refused one of their batch.
+fn refuse_followers(followers: &[Vec<usize>], judged: &mut [Judged]) {
+    let mut refused: Vec<usize> = (0..judged.len()).filter(|at| judged[*at].is_err()).collect();
+    while let Some(first) = refused.pop() {
+        for at in &followers[first] {
+            if judged[*at].is_ok() {
+                let detail = format!("it comes after `#{first}` of its batch, which was refused");
+                judged[*at] = Err(Refused::new(StatusCode::FAILED_DEPENDENCY, "predecessor-refused", detail));
+                refused.push(*at);
+            }
         }
     }
 }
@@ -315,13 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn a_job_of_a_batch_comes_only_after_those_before_it() {
-        let body = r##"[{}, {"after": ["#0"], "after_any": ["#0"]}]"##;
+    fn a_job_of_a_batch_comes_after_others_of_it() {
+        let body = r##"[{"after": ["#2"]}, {"after": ["#0"], "after_any": ["#0"]}, {}]"##;
         let read = read(body.as_bytes()).expect("a batch");
-        let second = read[1].1.as_ref().expect("it is right");
-        assert_eq!(second.after, Some(vec![read[0].0.to_string()]));
-        assert_eq!(second.after_any, second.after);
-        for named in ["#1", "#2", "#", "#-1", "#+0", "#x", "0"] {
+        let after = |at: usize| read[at].1.as_ref().expect("it is right").after.clone();
+        assert_eq!((after(0), after(1)), (Some(vec![read[2].0.to_string()]), Some(vec![read[0].0.to_string()])));
+        assert_eq!(read[1].1.as_ref().expect("it is right").after_any, after(1));
+        for named in ["#2", "#", "#-1", "#+0", "#x", "0"] {
             let body = format!(r##"[{{}}, {{"after": ["{named}"]}}]"##);
             assert_eq!(codes(&body), [None, Some("invalid-submission".to_owned())], "{named}");
         }
