@@ -58,6 +58,8 @@ impl Owner {
                 if let Some(live) = self.live.get_mut(&launch) {
                     live.unkillable = pids;
                 }
+                // Its shim may be gone, and then has no answer to another time limit.
+                self.extended(launch, true);
             }
             Event::StrangerGone { job, launch } => self.stranger_gone(job, launch),
             Event::Progress { launch, progress } => self.progressed(launch, progress),
