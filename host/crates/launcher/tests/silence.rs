@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Bench, Host, Start, gone, kill, lives, lock_holder, parent, processes_of, sh};
+use support::{Bench, Host, Start, gone, kill, lives, lock_holder, parent, patiently, processes_of, sh};
 use taxiway_launcher::{Event, Launcher, Settlement, Status, Stop, StoppedBy, StoredPhase};
 
 const AS_PLANNED: Stop = Stop { grace: None, signal: None };
@@ -51,9 +51,20 @@ async fn a_spawner_that_does_nothing_is_told_of_and_another_one_is_started() {
     let (_, record) = bench.run_to_end(sh("exit 7")).await;
     assert_eq!(record.status, Status::Exited(7), "the line goes on");
 
+    // It was continued, so that it looks after the shims that it has; what it was still asked for found its socket closed.
+    patiently(async {
+        while is_stopped(spawner) {
+            // No event tells of it.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     assert!(!touched.exists());
-    // What it is still asked for finds its socket closed.
-    kill(spawner, libc::SIGCONT);
+}
+
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('T'))
 }
 
 #[tokio::test]

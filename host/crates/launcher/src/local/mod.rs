@@ -152,11 +152,16 @@ impl Inner {
     }
 
     /// Has another spawner started for the launches to come: this one does not do what it is asked. It goes on looking after the
-    /// shims that it has.
+    /// shims that it has, once it goes on at all.
     async fn give_up_on(&self, spawner: &Spawner) -> std::io::Result<()> {
         let mut current = self.spawner.lock().await;
         if current.is(spawner) {
             *current = Spawner::start(&self.program, tell_fate(&self.launches))?;
+            tracing::warn!(spawner = spawner.pid(), "the spawner does not do what it is asked; another one is started");
+            // If it was stopped (SIGSTOP), it can look after its shims again. What it is still asked for finds its socket closed.
+            if let Err(error) = spawner.signal(libc::SIGCONT) {
+                tracing::warn!(spawner = spawner.pid(), %error, "it cannot be continued");
+            }
         }
         Ok(())
     }
