@@ -136,7 +136,7 @@ pub struct UnsettledAttempt {
     pub time_limit: Option<Duration>,
 }
 
-/// One start of a job and how it ended.
+/// One attempt of a job and how it ended.
 #[derive(Debug, Clone)]
 pub struct AttemptRecord {
     /// The launch.
@@ -473,7 +473,7 @@ impl Store {
         .await
     }
 
-    /// The starts of a job, first to last, without the one that is only armed.
+    /// The attempts of a job, first to last, without the one that is only armed.
     ///
     /// # Errors
     /// When the database cannot be read.

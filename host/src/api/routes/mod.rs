@@ -98,7 +98,7 @@ pub(super) static ROUTES: &[Route] = &[
     route!(patch "/api/v1/jobs/{id}", SUBMIT, edit::edit, [] -> Some("Job"), "Change a job that waits, or the time limit of one that runs"),
     route!(get "/api/v1/jobs/{id}/explain", READ, explain::explain, [] -> Some("Explanation"), "Why it waits or failed, and what plugins said of it"),
     route!(delete "/api/v1/jobs/{id}", SUBMIT, ended::remove, [] -> None, "Remove a job that has ended, with its history and logs"),
-    route!(get "/api/v1/jobs/{id}/attempts", READ, ended::attempts, [] -> Some("Page"), "Its starts, the first to the last"),
+    route!(get "/api/v1/jobs/{id}/attempts", READ, ended::attempts, [] -> Some("Page"), "Its attempts that came to a start or failed before it, the first to the last"),
     route!(get "/api/v1/jobs/{id}/log", READ, log::log, ["follow" "attempt"] -> None, "The log: whole, a range of it, or as it grows; with `attempt` of that one, followed also before it has begun"),
     route!(get "/api/v1/jobs/{id}/metrics", READ, metrics::metrics, ["attempt" "points"] -> Some("JobMetrics"), "What it reported over time, as series"),
     route!(post "/api/v1/jobs/{id}/cancel", SUBMIT, operate::cancel, [] -> Some("Job"), "Cancel a job"),

@@ -5,7 +5,7 @@ use taxiway_job::{Exit, Failure, Handover, JobId, LaunchId, State, Time, Usage};
 
 use crate::store::{AttemptRecord, AuditRecord, Delivery, DeliveryStatus, HandoverRecord};
 
-/// One start of a job.
+/// One attempt of a job that was started, or failed before.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Attempt {
     /// Its number.

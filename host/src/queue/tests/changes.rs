@@ -128,7 +128,7 @@ async fn a_job_that_fails_before_its_start_leaves_that_in_its_history() {
     let (slots, mut job) = (virtual_slots(1), job(1, 0));
     (job.spec.profile, job.spec.name) = (Some("judged".into()), "bad".into());
     let on = vec![FailureClass::Preflight];
-    job.spec.terms.retries = Retries { max: 1, backoff: Duration::from_millis(1), on, ..Retries::default() };
+    job.spec.terms.retries = Retries { max: 1, backoff: Duration::from_millis(1), on };
     let (machine, directory) = machine(&slots, &[&job]);
     let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
     service.submit(&job).await;
