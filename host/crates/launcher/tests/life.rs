@@ -345,12 +345,14 @@ async fn progress_comes_from_the_file_and_once_more_at_the_end() {
 #[tokio::test]
 async fn progress_comes_from_tqdm_lines_when_there_is_no_file() {
     let mut bench = Bench::new();
-    let (_start, _) =
+    let (start, _) =
         bench.run(sh("printf ' 42%%|####      | 420/1000 [00:12<00:17, 33.3it/s]\\r' >&2; exec sleep 1000")).await;
     match bench.event().await {
         Event::Progress { progress, .. } => assert_eq!((progress.fraction, progress.step), (Some(0.42), Some(420))),
         other => panic!("no progress: {other:?}"),
     }
+    bench.launcher.stop(start.launch, Stop { grace: None, signal: None });
+    bench.end(start).await;
 }
 
 #[tokio::test]
