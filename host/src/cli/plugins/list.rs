@@ -72,7 +72,11 @@ fn everything(plugin: &Value, style: Style) -> String {
         Some(name) => format!("bundled {}", printable(name)),
         None => text(plugin, "component"),
     };
-    let memory = plugin["memory_bytes"].as_u64().map(|bytes| format!("{} MiB", bytes >> 20)).unwrap_or_default();
+    // Nothing is loaded while there is none.
+    let limits = plugin["memory_bytes"].as_u64().map_or_else(String::new, |bytes| {
+        let memory = if bytes >> 20 == 0 { format!("{} KiB", bytes >> 10) } else { format!("{} MiB", bytes >> 20) };
+        format!("{} a call, {memory}", duration(&plugin["timeout_seconds"]))
+    });
     let loaded = match (&plugin["load_seconds"], &plugin["compile_seconds"]) {
         (Value::Null, _) => String::new(),
         (load, Value::Null) => format!("in {}, its code was in the cache", duration(load)),
@@ -106,7 +110,7 @@ fn everything(plugin: &Value, style: Style) -> String {
         ("order", number(&plugin["order"])),
         ("stages", texts(&plugin["stages"])),
         ("profiles", texts(&plugin["profiles"])),
-        ("limits", format!("{} a call, {memory}", duration(&plugin["timeout_seconds"]))),
+        ("limits", limits),
         ("http", texts(&grants["http"])),
         ("private", texts(&grants["allow_private"])),
         ("read", texts(&grants["read"])),

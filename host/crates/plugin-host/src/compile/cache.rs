@@ -117,8 +117,10 @@ impl Cache {
         let (process, number) = (std::process::id(), self.started.fetch_add(1, Ordering::Relaxed));
         let file = |extension| Leftover(self.folder.join(format!("{sha256}.{process}.{number}.{extension}")));
         let (input, output) = (file("wasm"), file("new"));
-        let (from, to) = (input.0.clone(), output.0.clone());
+        let (folder, from, to) = (self.folder.clone(), input.0.clone(), output.0.clone());
         tokio::task::spawn_blocking(move || {
+            // It may have been deleted since it was opened.
+            folder::private(&folder).map_err(std::io::Error::other)?;
             // An earlier process had the same number, if it was killed.
             remove(&to)?;
             remove(&from)?;

@@ -78,9 +78,9 @@ impl Known {
         tracing::error!(
             plugin = self.entry.name,
             in_force = self.entry.in_force.is_some(),
-            "plugin does not load: {}. {}",
-            error.message,
-            error.advice
+            advice = error.advice,
+            "plugin does not load: {}",
+            error.message
         );
         self.entry.kept.stats.record_load(false);
         self.breaks(&error.message, manifest, remembered);

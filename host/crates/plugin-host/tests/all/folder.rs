@@ -326,6 +326,19 @@ async fn compiled_code_is_taken_from_the_cache() {
 }
 
 #[tokio::test]
+async fn a_cache_that_is_deleted_while_the_service_runs_is_made_anew() {
+    let bench = Bench::with("guard.wasm", harmless());
+    let host = bench.host().await;
+    std::fs::remove_dir_all(bench.options().cache_dir).unwrap();
+    let new = loud("compiled without it");
+    bench.put("guard.wasm", &new);
+    until(&host, "guard", |status| status.is_some_and(|s| s.sha256.as_deref() == Some(&digest(&new)))).await;
+    assert_eq!(verdict(&host).await, "compiled without it");
+    let mode = std::fs::metadata(bench.options().cache_dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[tokio::test]
 async fn fifty_plugins_load_from_a_warm_cache() {
     let bench = Bench::new();
     for i in 0..50 {
