@@ -384,6 +384,9 @@ impl Owner {
         {
             armed.stage = Stage::Ready;
             let job = armed.job;
+            if let Some(entry) = self.jobs.get_mut(job) {
+                entry.was_ready();
+            }
             self.silent.remove(&job);
             self.pauses.end_all();
         }

@@ -115,7 +115,7 @@ impl Owner {
             }
         }
         for id in &waiting {
-            if let Some(entry) = self.jobs.get_mut(*id) {
+            if let Some(entry) = self.jobs.get_mut(*id).filter(|entry| entry.busy == Busy::No) {
                 entry.busy = Busy::Staying;
             }
         }
@@ -193,7 +193,7 @@ impl Owner {
     pub(super) fn rerank(&mut self, operation: Operation) {
         let id = operation.id;
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        entry.busy = Busy::Staying;
+        entry.begin_change();
         let (place, state) = (entry.place(id), entry.state());
         if self.reranking {
             return self.to_rerank.push_back(Reranking::Waiting(operation));
@@ -265,7 +265,10 @@ impl Owner {
         let Some(entry) = self.jobs.get_mut(id) else { return };
         let hold = hold.filter(|_| entry.state() == State::Queued);
         let held = hold.is_some();
-        entry.busy = if held { Busy::Leaving } else { Busy::Staying };
+        match held {
+            true => entry.busy = Busy::Leaving,
+            false => entry.begin_change(),
+        }
         let at = Time::now();
         let mut changes = vec![Change::Edit { job: job.clone(), at, by: operation.by.clone() }];
         if hold.is_some() {

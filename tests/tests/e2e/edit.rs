@@ -295,3 +295,31 @@ async fn an_edit_whose_plugin_fails_holds_the_job_with_the_change_or_changes_not
         events.seen().iter().map(|event| event.kind.as_str()).filter(|kind| kind.starts_with("job.")).collect();
     assert_eq!(story, ["job.queued", "job.edited", "job.edited", "job.held"]);
 }
+
+#[tokio::test]
+async fn a_job_that_is_changed_without_end_keeps_nobody_else_from_starting() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let running = server.submit(sh(&gate.wait())).await;
+    events.job(running.id(), "running").await;
+    let (restless, behind) = (server.submit(sh("exit 0")).await, server.submit(sh("exit 0")).await);
+    let over = std::cell::Cell::new(false);
+    let change = async |client: usize| {
+        for turn in 0.. {
+            let label = json!({"labels": {format!("l{client}"): turn.to_string()}});
+            // Somebody else was faster, or else it has started in spite of all.
+            let goes_on = matches!(patch(&server, restless.id(), &label, None).await.status.as_u16(), 200 | 412);
+            if over.get() || !goes_on {
+                return;
+            }
+        }
+    };
+    let outcome = async {
+        gate.open();
+        assert_eq!(events.end_of(behind.id()).await, "completed");
+        over.set(true);
+    };
+    tokio::join!(change(0), change(1), change(2), change(3), outcome);
+    assert_eq!(events.end_of(restless.id()).await, "completed");
+}

@@ -19,6 +19,10 @@ pub enum Busy {
     Leaving,
 }
 
+/// Changes in a row for which those behind a job wait: more than a person makes of one that is about to start, and few enough for a
+/// program that never leaves it alone to keep nobody waiting but it.
+const MOST_CHANGES: u8 = 8;
+
 /// A job that has not ended, as small as it can be: there may be a million of them.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -31,6 +35,8 @@ pub struct Entry {
     unsettled: bool,
     /// Whether a change of it is being written.
     pub busy: Busy,
+    /// Changes in which it stayed in line since it was last ready to start.
+    changes: u8,
     /// The present attempt, from 1.
     pub attempt: u32,
     /// Automatic retries since somebody last asked for it to run.
@@ -56,6 +62,7 @@ impl Entry {
             unmet: Unmet::default(),
             unsettled: false,
             busy: Busy::No,
+            changes: 0,
             attempt: 1,
             retries_done: 0,
             revision: 1,
@@ -75,6 +82,18 @@ impl Entry {
     #[must_use]
     pub fn in_state(self, state: State) -> Self {
         Self { state, ..self }
+    }
+
+    /// A change begins to be written in which it stays in line. Those behind it wait for that, unless it was never ready to start
+    /// between many.
+    pub fn begin_change(&mut self) {
+        self.changes = self.changes.saturating_add(1);
+        self.busy = if self.changes > MOST_CHANGES { Busy::Leaving } else { Busy::Staying };
+    }
+
+    /// It could start now, if its slots were free.
+    pub fn was_ready(&mut self) {
+        self.changes = 0;
     }
 
     /// Where it is in its life.
@@ -471,6 +490,20 @@ impl Spot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_change_after_the_other_keeps_those_behind_waiting_only_so_often() {
+        let mut entry = Entry::new(State::Queued, 1, 0, 0, None);
+        let mut change = || {
+            entry.begin_change();
+            std::mem::take(&mut entry.busy)
+        };
+        assert!((0..MOST_CHANGES).all(|_| change() == Busy::Staying));
+        assert!((0..1000).all(|_| change() == Busy::Leaving));
+        entry.was_ready();
+        entry.begin_change();
+        assert_eq!(entry.busy, Busy::Staying);
+    }
 
     #[test]
     fn two_changes_that_are_written_at_once_close_no_circle() {
