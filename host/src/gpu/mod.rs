@@ -226,7 +226,9 @@ impl Inventory {
         }
         let (inner, asked, ours) = (self.0.clone(), uuids.to_vec(), ours.to_vec());
         let looked = reader.ask(move |readings| Ok::<_, ReadError>(inner.look(readings, &asked, &ours))).await;
-        looked.unwrap_or_else(|error| self.0.unread(uuids, &error))
+        let looked = looked.unwrap_or_else(|error| self.0.unread(uuids, &error));
+        self.0.telemetry.told(&looked.faults);
+        looked
     }
 }
 

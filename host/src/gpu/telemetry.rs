@@ -31,7 +31,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// How old a reading of an energy counter may be that a launch's account begins with.
 const ENERGY_AGE: Duration = Duration::from_secs(1);
 
-/// Messages about faults that may wait for the queue. Those that do not fit are told by the next look at the GPU.
+/// Messages about faults that may wait for the queue. Those that do not fit are told by the next look at any GPU.
 const WAITING_FAULTS: usize = 16;
 
 /// What is known of held GPUs.
@@ -48,8 +48,22 @@ struct State {
     recent: HashMap<String, Recent>,
     /// The latest reading of each energy counter, in millijoules.
     energy: HashMap<String, (Instant, u64)>,
+    /// Faults of GPUs that NVML told of and the queue does not know yet: NVML tells of an error once, and whoever asked it may
+    /// have given up meanwhile.
+    untold: Vec<Fault>,
     /// Whether the task that samples runs.
     sampling: bool,
+}
+
+impl State {
+    /// Keeps faults until they are told.
+    fn keep(&mut self, faults: Vec<Fault>) {
+        for fault in faults {
+            if !self.untold.contains(&fault) {
+                self.untold.push(fault);
+            }
+        }
+    }
 }
 
 struct Held {
@@ -90,7 +104,8 @@ impl Telemetry {
         }
     }
 
-    /// Adds faults to the accounts of the launches whose GPUs have them. Returns those that concern GPUs themselves.
+    /// Adds faults to the accounts of the launches whose GPUs have them. Returns those that concern GPUs themselves, and those
+    /// that nobody was told of before.
     pub(super) fn note(&self, inner: &Inner, faults: Vec<Fault>) -> Vec<Fault> {
         let mut state = self.lock();
         let of_gpus: Vec<Fault> = faults.into_iter().filter(Fault::is_of_the_gpu).collect();
@@ -100,7 +115,15 @@ impl Telemetry {
                 held.account.note(fault);
             }
         }
-        of_gpus
+        state.keep(of_gpus);
+        state.untold.clone()
+    }
+
+    /// The queue knows of these faults, or is about to.
+    pub(super) fn told(&self, faults: &[Fault]) {
+        if !faults.is_empty() {
+            self.lock().untold.retain(|fault| !faults.contains(fault));
+        }
     }
 }
 
@@ -134,11 +157,13 @@ impl Inventory {
         let (inner, mine, ours) = (self.0.clone(), uuids.to_vec(), ours.to_vec());
         let answer =
             reader.ask(move |readings| Ok::<_, ReadError>(inner.release(readings, launch, &mine, &ours))).await;
-        answer.unwrap_or_else(|error| {
+        let released = answer.unwrap_or_else(|error| {
             let looked = self.0.unread(uuids, &error);
             let measured = self.0.telemetry.lock().held.remove(&launch).map(|held| held.account.measured());
             Released { looked, measured: measured.unwrap_or_default() }
-        })
+        });
+        self.0.telemetry.told(&released.looked.faults);
+        released
     }
 
     /// The latest samples of a GPU, taken while jobs held it. None when there is no such GPU.
@@ -176,8 +201,11 @@ async fn sample_while_held(inner: Arc<Inner>) {
         match round.await {
             Ok((faults, time)) => {
                 took = time;
-                if !faults.is_empty() && inner.telemetry.faults.try_send(faults).is_err() {
-                    tracing::warn!("the queue is behind and hears of a GPU's fault at the next look at it");
+                if !faults.is_empty() {
+                    match inner.telemetry.faults.try_send(faults.clone()) {
+                        Ok(()) => inner.telemetry.told(&faults),
+                        Err(_) => tracing::warn!("the queue is behind and hears of a GPU's fault at the next look"),
+                    }
                 }
             }
             // A driver that hangs takes no time of a core.
@@ -199,8 +227,8 @@ async fn sample_while_held(inner: Arc<Inner>) {
 }
 
 impl Inner {
-    /// Reads every held GPU once. Returns what is wrong with any of them and was not told before.
-    fn sample(&self, readings: &dyn Readings) -> Vec<Fault> {
+    /// Reads every held GPU once. Returns what is wrong with any GPU and was not told before.
+    pub(super) fn sample(&self, readings: &dyn Readings) -> Vec<Fault> {
         let held: Vec<(String, LaunchId)> = {
             let state = self.telemetry.lock();
             let each = |(launch, held): (&LaunchId, &Held)| {
@@ -260,7 +288,7 @@ impl Inner {
         }
     }
 
-    /// Those faults that no account knows of yet, noted.
+    /// Those faults that no account knows of yet, noted, and those that nobody was told of before.
     fn newly(&self, faults: Vec<Fault>) -> Vec<Fault> {
         let mut state = self.telemetry.lock();
         let mut new = Vec::new();
@@ -274,7 +302,8 @@ impl Inner {
                 new.push(fault);
             }
         }
-        new
+        state.keep(new);
+        state.untold.clone()
     }
 
     fn release(&self, readings: &dyn Readings, launch: LaunchId, uuids: &[String], ours: &[LaunchId]) -> Released {
@@ -293,7 +322,7 @@ impl Inner {
             };
             if let Err(NotFree::Gone { .. }) = state {
                 let gone = vec![Fault { uuid: uuid.clone(), trouble: Trouble::Gone }];
-                looked.faults.extend(self.telemetry.note(self, gone));
+                looked.faults = self.telemetry.note(self, gone);
             }
             looked.gpus.push(Look { uuid: uuid.clone(), state });
         }

@@ -311,3 +311,26 @@ async fn what_a_launch_used_is_known_when_it_is_over_and_so_is_what_went_wrong()
     let series = inventory.series(job, launch).unwrap();
     assert_eq!(series.iter().map(|(uuid, _)| uuid.as_str()).collect::<Vec<_>>(), ["GPU-aaaa-1", "GPU-aabb-2"]);
 }
+
+#[tokio::test]
+async fn a_fault_that_nvml_told_to_somebody_who_had_given_up_is_told_to_the_next_and_only_to_that_one() {
+    let place = tempfile::tempdir().unwrap();
+    let (job, launch) = (JobId::new(), LaunchId::random());
+    let readings = two_gpus();
+    let inventory = inventory(Settings { jobs_dir: place.path().into(), ..settings(&[]) }, &readings).await;
+    std::fs::create_dir_all(inventory.0.launch_dir(job, launch)).unwrap();
+    let both = uuids(&inventory);
+    let fault = |xid| Fault { uuid: "GPU-aabb-2".into(), trouble: Trouble::Xid(xid) };
+    // What the thread found out and could not hand to anybody.
+    readings.faults.lock().unwrap().push(fault(48));
+    drop(inventory.0.look(&readings, &both, &[]));
+    assert_eq!(inventory.look(&both, &[], false).await.faults, [fault(48)]);
+    assert_eq!(inventory.look(&both, &[], false).await.faults, []);
+
+    inventory.hold(job, launch, &both, false);
+    readings.faults.lock().unwrap().push(fault(79));
+    drop(inventory.0.sample(&readings));
+    let Released { looked, measured } = inventory.release(launch, &both, &[]).await;
+    assert_eq!((looked.faults, measured.faults), (vec![fault(79)], vec![fault(79)]));
+    assert_eq!(inventory.look(&both, &[], false).await.faults, []);
+}

@@ -239,7 +239,7 @@ impl Owner {
         let judges = self.hooks.judges_launch(entry.profile.as_deref());
         let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus, &candidate.slots));
         self.work.push(Box::pin(async move {
-            let planned = match store.whole_job(job).await {
+            let planned = match store.job_to_start(job).await {
                 Ok(Some(job)) => {
                     let (verdict, verdicts) = match judges {
                         true => hooks.judge_launch(&job, &uuids).await,

@@ -75,6 +75,15 @@ pub struct Summary {
     pub held: usize,
 }
 
+/// A job that holds slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// The job.
+    pub job: JobId,
+    /// When it last said how far it is: what it said it had left then has become less.
+    pub said_at: Option<Time>,
+}
+
 /// What stands between a queued job and its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outlook {
@@ -83,7 +92,7 @@ pub struct Outlook {
     /// How many of them it needs.
     pub needs: usize,
     /// Jobs that hold some, and how many; no job where nobody can tell when these are free.
-    pub running: Vec<(Option<JobId>, usize)>,
+    pub running: Vec<(Option<Holder>, usize)>,
     /// Jobs that start before it, in their order, and how many they need.
     pub ahead: Vec<(JobId, usize)>,
     /// It starts no earlier than this.

@@ -31,6 +31,6 @@ mod yaml;
 mod tests;
 
 pub use gpus::{Gpus, SlotStanding, SlotState};
-pub use handle::{Mode, Outlook, Queue, QueueError, Standing, Submission, Summary};
+pub use handle::{Holder, Mode, Outlook, Queue, QueueError, Standing, Submission, Summary};
 pub use owner::{Hooks, LaunchVerdict, Options, start};
 pub use slots::SlotGpu;

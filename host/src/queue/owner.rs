@@ -215,6 +215,7 @@ pub(super) struct Live {
     pub(super) begun: Option<taxiway_launcher::Instant>,
     /// The last it said of how far it is.
     pub(super) said: Option<Progress>,
+    pub(super) said_at: Option<Time>,
     /// The same with an estimate of its end.
     pub(super) progress: Option<Progress>,
     pub(super) sampler: super::samples::Sampler,

@@ -127,11 +127,9 @@ impl Owner {
     }
 
     /// A shim that outlived the previous service is connected again.
-    pub(super) fn adopted(&mut self, launch: LaunchId, process: Option<Started>) {
-        self.recovered_as_told(launch);
-        if let Some(process) = process {
-            self.process_started(launch, &process);
-        }
+    pub(super) fn adopted(&mut self, launch: LaunchId, process: &Started) {
+        self.recovered_as_told(launch, &process.gpu_uuids);
+        self.process_started(launch, process);
         // A stop that was stored is repeated: the previous service may have died before it was signalled.
         if let Some(live) = self.live.get(&launch)
             && self.jobs.get(live.job).is_some_and(|entry| entry.state() == State::Cancelling)
@@ -141,13 +139,21 @@ impl Owner {
     }
 
     /// A launch that the store knows as armed turns out to have been told to start, in the last instant of the previous
-    /// service: what that service would have stored is stored now.
-    pub(super) fn recovered_as_told(&mut self, launch: LaunchId) {
+    /// service, and on these GPUs: what that service would have stored is stored now.
+    pub(super) fn recovered_as_told(&mut self, launch: LaunchId, uuids: &[String]) {
         let Some(job) = self.recovering.remove(&launch) else { return };
-        self.owed.push(Change::Go { job, launch, gpu_uuids: Vec::new(), at: Time::now() });
+        if let Some(entry) = self.jobs.get(job)
+            && !uuids.is_empty()
+        {
+            // It was only known how many it holds.
+            self.slots.free(launch, None);
+            self.slots.reserve(launch, entry.gpus(), uuids);
+            self.gpus.hold(job, launch, uuids, true);
+        }
+        self.owed.push(Change::Go { job, launch, gpu_uuids: uuids.to_vec(), at: Time::now() });
         self.set_state(job, State::Pending);
         self.jobs.set_unsettled(job, false);
-        self.track(job, launch, Taken { uuids: Vec::new(), idle_since: None, gpu_read: None });
+        self.track(job, launch, Taken { uuids: uuids.to_vec(), idle_since: None, gpu_read: None });
         self.resume_operations(job);
     }
 

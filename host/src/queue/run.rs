@@ -43,11 +43,10 @@ impl Owner {
                 Settlement::Lost { evidence } => self.over(launch, Ending::Lost(evidence)),
             },
             Event::Adopted { launch, phase } => {
-                let process = match phase {
-                    AdoptedPhase::Running(process) => Some(process),
-                    AdoptedPhase::Ended => None,
-                };
-                self.adopted(launch, process);
+                if let AdoptedPhase::Running(process) = phase {
+                    self.adopted(launch, &process);
+                }
+                // Else its end follows, with all that is known of it.
             }
             Event::Unresponsive { launch, shim_pid, why } => self.unresponsive(launch, shim_pid, why),
             Event::Responsive { launch } => self.responsive(launch),
@@ -87,6 +86,7 @@ impl Owner {
             started_at: None,
             begun: None,
             said: None,
+            said_at: None,
             progress: None,
             sampler: Sampler::default(),
             start_by: None,
@@ -123,6 +123,7 @@ impl Owner {
         }
         live.said = Some(progress.clone());
         let at = Time::now();
+        live.said_at = Some(at);
         let progress = samples::estimated(progress, live.started_at, at);
         let attempt = self.jobs.get(live.job).map_or(1, |entry| entry.attempt);
         let sample = live.sampler.take(&progress, live.started_at, at).map(|sample| (attempt, sample));
@@ -132,7 +133,11 @@ impl Owner {
 
     /// Every process of a launch is gone.
     fn over(&mut self, launch: LaunchId, ending: Ending) {
-        self.recovered_as_told(launch);
+        let process = match &ending {
+            Ending::Record(record) => record.process.as_ref(),
+            Ending::Lost(_) | Ending::NotStarted(_) => None,
+        };
+        self.recovered_as_told(launch, process.map_or(&[], |process| &process.gpu_uuids));
         let Some(live) = self.live.get_mut(&launch) else { return };
         if !live.taken.uuids.is_empty() && !std::mem::replace(&mut live.released, true) {
             // Its GPUs are read once: for what it used of them, and for the next one's start.
@@ -222,7 +227,7 @@ impl Owner {
             self.then.confirm.push(launch);
             // A start that was never reported, as after an adoption: no job ends without having run.
             if state == State::Pending
-                && let Some(process) = record.process
+                && let Some(process) = &record.process
             {
                 let (pid, start_time, at) = (process.pid, process.start_time, process.at.time());
                 self.owed.push(Change::Running { job, launch, pid, start_time, at, handover: None });

@@ -30,11 +30,19 @@ impl SlotGpu {
 #[derive(Debug)]
 pub(super) struct Slots {
     gpu: Vec<Slot>,
-    /// Launches of the previous service that hold this many slots, nobody knows which.
-    somewhere: Vec<(LaunchId, usize)>,
+    somewhere: Vec<Somewhere>,
     /// Launches of jobs without GPUs.
     cpu: Vec<LaunchId>,
     cpu_slots: usize,
+}
+
+/// Slots that a launch of the previous service holds and that cannot be given to it yet.
+#[derive(Debug)]
+struct Somewhere {
+    launch: LaunchId,
+    count: usize,
+    /// Which these are, when that is known: of each the end of its former holder is not known yet. Else it may be any.
+    uuids: Vec<String>,
 }
 
 /// A slot, by its number.
@@ -144,14 +152,15 @@ impl Slots {
     /// Those of these slots that a launch holds, as far as is known.
     pub(super) fn held_by(&self, launch: LaunchId, among: &[SlotId]) -> usize {
         let placed = among.iter().filter(|id| self.get(**id).holder == Some(launch)).count();
-        let somewhere = self.somewhere.iter().filter(|(holder, _)| *holder == launch).map(|(_, count)| count);
-        placed + somewhere.sum::<usize>()
+        let somewhere = self.somewhere.iter().filter(|elsewhere| elsewhere.launch == launch);
+        placed + somewhere.map(|elsewhere| elsewhere.count).sum::<usize>()
     }
 
     /// How many of these slots nobody holds.
     pub(super) fn unheld(&self, among: &[SlotId]) -> usize {
         let free = among.iter().filter(|id| self.get(**id).holder.is_none()).count();
-        let somewhere: usize = self.somewhere.iter().map(|(_, count)| count).sum();
+        let anywhere = self.somewhere.iter().filter(|elsewhere| elsewhere.uuids.is_empty());
+        let somewhere: usize = anywhere.map(|elsewhere| elsewhere.count).sum();
         // One virtual slot is as good as another; of GPUs, each may be one of theirs.
         let unknown = if somewhere > 0 && !self.are_virtual() { free } else { somewhere };
         free.saturating_sub(unknown)
@@ -249,8 +258,17 @@ impl Slots {
             slot.holder = Some(launch);
             missing -= 1;
         }
-        if missing > 0 && (uuids.is_empty() || self.are_virtual()) {
-            self.somewhere.push((launch, missing));
+        if missing == 0 {
+            return;
+        }
+        if uuids.is_empty() || self.are_virtual() {
+            return self.somewhere.push(Somewhere { launch, count: missing, uuids: Vec::new() });
+        }
+        let others = self.gpu.iter().filter(|slot| slot.holder.is_some_and(|holder| holder != launch));
+        let awaited: Vec<String> =
+            others.filter_map(|slot| slot.gpu.uuid.clone()).filter(|uuid| uuids.contains(uuid)).collect();
+        if !awaited.is_empty() {
+            self.somewhere.push(Somewhere { launch, count: awaited.len(), uuids: awaited });
         }
     }
 
@@ -259,7 +277,7 @@ impl Slots {
     pub(super) fn counted<'a>(&mut self, gpus: Vec<SlotGpu>, uuids_of: impl Fn(LaunchId) -> &'a [String]) {
         debug_assert!(self.gpu.is_empty(), "they are counted once");
         self.gpu = gpus.into_iter().map(Slot::free).collect();
-        for (launch, count) in std::mem::take(&mut self.somewhere) {
+        for Somewhere { launch, count, .. } in std::mem::take(&mut self.somewhere) {
             // As many as a job asked for: a number of 32 bits.
             self.reserve(launch, u32::try_from(count).unwrap_or(u32::MAX), uuids_of(launch));
         }
@@ -287,18 +305,27 @@ impl Slots {
     /// Takes back what a launch holds. `ended_at` is when its process ended.
     pub(super) fn free(&mut self, launch: LaunchId, ended_at: Option<u64>) {
         self.cpu.retain(|holder| *holder != launch);
-        self.somewhere.retain(|(holder, _)| *holder != launch);
+        self.somewhere.retain(|elsewhere| elsewhere.launch != launch);
         for slot in self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)) {
             slot.holder = None;
             slot.idle_since = ended_at;
+            // Another launch of the previous service may have been told to start there already.
+            let Some(uuid) = &slot.gpu.uuid else { continue };
+            if let Some(next) = self.somewhere.iter_mut().find(|elsewhere| elsewhere.uuids.contains(uuid)) {
+                (slot.holder, slot.idle_since) = (Some(next.launch), None);
+                next.uuids.retain(|awaited| awaited != uuid);
+                next.count -= 1;
+            }
         }
+        self.somewhere.retain(|elsewhere| elsewhere.count > 0);
     }
 
     /// Who holds these slots: a slot's label and its holder.
     pub(super) fn held<'a>(&'a self, among: &'a [SlotId]) -> impl Iterator<Item = (&'a str, LaunchId)> {
         let placed =
             among.iter().map(|id| self.get(*id)).filter_map(|slot| Some((slot.gpu.label.as_str(), slot.holder?)));
-        placed.chain(self.somewhere.iter().map(|(launch, _)| ("a slot", *launch)))
+        let anywhere = self.somewhere.iter().filter(|elsewhere| elsewhere.uuids.is_empty());
+        placed.chain(anywhere.map(|elsewhere| ("a slot", elsewhere.launch)))
     }
 
     /// Puts every slot that a fault concerns into quarantine. Returns those that were not.
@@ -424,6 +451,23 @@ mod tests {
         assert!(!are_free(&slots, 1));
         slots.free(perhaps, None);
         assert!(are_free(&slots, 3));
+    }
+
+    #[test]
+    fn a_launch_that_was_told_to_start_on_the_gpu_of_one_whose_end_is_not_known_gets_it_with_that_end() {
+        let mut slots = slots(2);
+        let (ended, told) = (LaunchId::random(), LaunchId::random());
+        slots.reserve(ended, 1, &["GPU-0".into()]);
+        slots.reserve(told, 1, &[]);
+        assert!(!are_free(&slots, 1));
+        slots.free(told, None);
+        slots.reserve(told, 1, &["GPU-0".into()]);
+        let other = LaunchId::random();
+        assert_eq!(take(&mut slots, other, 1).expect("the other is free").uuids, ["GPU-1"]);
+        slots.free(ended, Some(7));
+        assert!(!are_free(&slots, 1), "it has passed from one to the other");
+        slots.free(told, None);
+        assert_eq!(take(&mut slots, LaunchId::random(), 1).expect("it is over").uuids, ["GPU-0"]);
     }
 
     #[test]

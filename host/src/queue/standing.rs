@@ -4,7 +4,7 @@ use taxiway_job::{Condition, Entry, JobId, Reason, Spot, State, StopTarget, Term
 
 use super::arm::Candidate;
 use super::gpus::SlotState;
-use super::handle::{Mode, Outlook, Standing};
+use super::handle::{Holder, Mode, Outlook, Standing};
 use super::owner::{Live, Owner};
 use super::slots::SlotId;
 
@@ -75,7 +75,8 @@ impl Owner {
             })
         };
         let live = self.live.iter().map(|(launch, live)| {
-            let ends = (live.unresponsive.is_none() && live.unkillable.is_empty()).then_some(live.job);
+            let ends = live.unresponsive.is_none() && live.unkillable.is_empty();
+            let ends = ends.then_some(Holder { job: live.job, said_at: live.said_at });
             (ends, held(*launch, live.job).unwrap_or(0))
         });
         let unsettled = self.recovering.iter().map(|(launch, job)| (None, held(*launch, *job).unwrap_or(0)));

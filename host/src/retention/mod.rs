@@ -128,7 +128,7 @@ impl Worker {
 
     /// How long nothing gets old enough to go.
     async fn until_due(&self) -> Duration {
-        let look = async { self.store.oldest(self.logs_gone().await?).await };
+        let look = async { self.store.oldest(self.logs_gone(Time::now()).await?).await };
         let oldest = match look.await {
             Ok(oldest) => oldest,
             Err(error) => {
@@ -146,9 +146,10 @@ impl Worker {
         Duration::from_millis(wait.try_into().unwrap_or(0)).clamp(BETWEEN, 1000 * BETWEEN)
     }
 
-    async fn logs_gone(&self) -> Result<Time, StoreError> {
-        let text = self.store.setting(LOGS_GONE).await?;
-        Ok(Time::from_millis(text.and_then(|text| text.parse().ok()).unwrap_or(i64::MIN)))
+    /// Up to which end logs have gone. One that lies ahead was written by a clock that was: all are looked at again.
+    async fn logs_gone(&self, now: Time) -> Result<Time, StoreError> {
+        let gone = self.store.setting(LOGS_GONE).await?.and_then(|text| text.parse().ok());
+        Ok(Time::from_millis(gone.filter(|gone| *gone <= now.as_millis()).unwrap_or(i64::MIN)))
     }
 
     async fn collect(&self) -> Result<Removed, StoreError> {
@@ -177,7 +178,7 @@ impl Worker {
 
     /// Removes logs of jobs that ended up to some moment: long ago, or so that those of later ones fit.
     async fn remove_logs(&self, now: Time, removed: &mut Removed) -> Result<(), StoreError> {
-        let mut gone = self.logs_gone().await?;
+        let mut gone = self.logs_gone(now).await?;
         let until = now.minus(self.limits.logs).max(self.first_that_does_not_fit(gone, now).await?.unwrap_or(gone));
         while gone < until {
             let jobs = self.store.ended_between(gone, until, AT_A_TIME).await?;

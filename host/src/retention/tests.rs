@@ -129,6 +129,17 @@ async fn logs_that_are_too_large_together_go_the_first_to_end_first() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_ahead_does_not_keep_logs_for_as_long_as_it_was() {
+    let place = Place::new();
+    let ahead = Time::now().plus(90 * DAY).as_millis().to_string();
+    place.store.commit(vec![Change::Setting { key: LOGS_GONE, value: ahead }]).await.expect("is stored");
+    let (old, old_launch) = place.ended(40, 20).await;
+    let removed = place.collect(limits()).await;
+    assert_eq!(removed, Removed { jobs: 0, logs: 1, log_bytes: 20 });
+    assert!(place.is_kept(old).await && !place.log(old, old_launch).exists());
+}
+
+#[tokio::test]
 async fn what_a_job_wrote_into_its_own_directory_stays() {
     let place = Place::new();
     let (job, launch) = place.ended(100, 10).await;

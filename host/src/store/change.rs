@@ -271,6 +271,13 @@ pub enum Change {
         /// Which. Those that have not ended, are not there, or whose end is yet to be told are left as they are.
         jobs: Vec<JobId>,
     },
+    /// Somebody had removed what was kept long enough.
+    Collected {
+        /// When.
+        at: Time,
+        /// Who.
+        by: String,
+    },
     /// The first events, rows of the audit trail and keys of requests go, a few of each.
     ForgetEvents {
         /// When they were long ago.

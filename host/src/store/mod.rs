@@ -50,6 +50,8 @@ const EVENTS_BEHIND: usize = 4096;
 pub struct Store {
     units: mpsc::Sender<writer::Unit>,
     readers: Arc<reader::Readers>,
+    /// One connection for the queue alone.
+    starting: Arc<reader::Readers>,
     events: broadcast::Sender<Arc<Event>>,
     deliveries_added: Arc<Notify>,
     committing: watch::Receiver<bool>,
@@ -87,8 +89,9 @@ impl Store {
             .name("store-writer".into())
             .spawn(move || writer.run(waiting))
             .map_err(OpenError::Thread)?;
-        let readers = Arc::new(reader::Readers::open(path).map_err(at)?);
-        Ok(Self { units, readers, events, deliveries_added, committing, job_ended, counters })
+        let readers = Arc::new(reader::Readers::open(path, reader::READERS).map_err(at)?);
+        let starting = Arc::new(reader::Readers::open(path, 1).map_err(at)?);
+        Ok(Self { units, readers, starting, events, deliveries_added, committing, job_ended, counters })
     }
 
     /// Makes these changes durable, all or none, and returns after their fsync.

@@ -17,7 +17,7 @@ use super::row::{JOB, job, json, parsed, required, time, whole_job};
 use super::{BodyHash, Delivery, DeliveryId, DeliveryStatus, Event, Scope, Store, StoreError, schema};
 
 /// Connections that read. Queries take well under a millisecond, so a few serve many clients.
-const READERS: usize = 4;
+pub(super) const READERS: usize = 4;
 
 pub(super) struct Readers {
     idle: Mutex<Vec<Connection>>,
@@ -26,10 +26,19 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
-        let idle = (0..READERS).map(|_| connect(path)).collect::<Result<_, _>>()?;
-        Ok(Self { idle: Mutex::new(idle), free: Arc::new(Semaphore::new(READERS)), path: path.to_owned() })
+    pub(super) fn open(path: &Path, count: usize) -> rusqlite::Result<Self> {
+        let idle = (0..count).map(|_| connect(path)).collect::<Result<_, _>>()?;
+        Ok(Self { idle: Mutex::new(idle), free: Arc::new(Semaphore::new(count)), path: path.to_owned() })
     }
+}
+
+fn one_job(
+    db: &Connection,
+    id: JobId,
+    of_row: fn(&Row<'_>) -> rusqlite::Result<Job>,
+) -> Result<Option<Job>, StoreError> {
+    let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
+    Ok(statement.query_row(params![id.as_bytes()], of_row).optional()?)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -205,7 +214,14 @@ impl Store {
         &self,
         query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let readers = self.readers.clone();
+        self.read_with(self.readers.clone(), query).await
+    }
+
+    async fn read_with<T: Send + 'static>(
+        &self,
+        readers: Arc<Readers>,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let work = async move {
             // The semaphore is never closed.
             let permit = readers.free.clone().acquire_owned().await.map_err(|_| StoreError::Stopped)?;
@@ -234,11 +250,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        self.read(move |db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
-            Ok(statement.query_row(params![id.as_bytes()], job).optional()?)
-        })
-        .await
+        self.read(move |db| one_job(db, id, job)).await
     }
 
     /// The same, for whoever needs all that makes the job what it is.
@@ -246,11 +258,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unreadable`] when part of that cannot be read; else when the database cannot be.
     pub async fn whole_job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        self.read(move |db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {JOB} FROM jobs WHERE id = ?1"))?;
-            Ok(statement.query_row(params![id.as_bytes()], whole_job).optional()?)
-        })
-        .await
+        self.read(move |db| one_job(db, id, whole_job)).await
+    }
+
+    /// The same for the queue, which is about to start it: lists of a million jobs that take every other connection hold nothing up.
+    ///
+    /// # Errors
+    /// As [`Store::whole_job`].
+    pub async fn job_to_start(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        self.read_with(self.starting.clone(), move |db| one_job(db, id, whole_job)).await
     }
 
     /// Those of these jobs that there are.

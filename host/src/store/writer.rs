@@ -440,6 +440,7 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
         Change::Plugin { kind, data, at } => event(db, told, *at, kind, None, data.clone()),
         Change::Remove { job, at, by } => history::remove(db, *job, *at, by, told),
         Change::Forget { jobs } => history::forget(db, jobs).map(drop),
+        Change::Collected { at, by } => audit(db, *at, by, "gc", None),
         Change::ForgetEvents { before, keys_before } => history::forget_events(db, *before, *keys_before),
         Change::Setting { key, value } => setting(db, key, value),
         Change::Redeliver { delivery, at, by } => history::redeliver(db, *delivery, *at, by, told),

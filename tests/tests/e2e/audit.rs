@@ -56,4 +56,7 @@ async fn every_operation_on_a_job_leaves_one_row_with_its_name_and_who_asked_for
     let of_queue: Vec<_> =
         of_queue.filter_map(|row| row["action"].as_str()).filter(|row| row.contains("queue")).collect();
     assert_eq!(of_queue, ["queue pause", "queue resume"]);
+    server.post_nothing("/gc").await.expect(200);
+    let trail = server.get("/audit?limit=1").await.expect(200).json();
+    assert_eq!((&trail["items"][0]["action"], &trail["items"][0]["actor"]), (&json!("gc"), &json!("admin")));
 }

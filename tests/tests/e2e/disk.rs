@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
-use taxiway_tests::processes::Process;
+use taxiway_tests::processes::{Process, shim_of};
 use taxiway_tests::{Answer, Bell, Client, Disk, Gate, Place, Refusal, Server, SmallDisk, patiently, sh};
 
 const BOTH: [(Refusal, u16, &str); 2] =
@@ -162,6 +162,48 @@ async fn a_small_disk_that_is_really_full_takes_no_more_and_goes_on_with_all_it_
     acknowledged.push(server.post("/jobs", &submission).await.expect(201).job().id().to_owned());
     let server = server.kill().await.start().await;
     assert_eq!(all(&server).await, acknowledged);
+    let (place, _) = server.stop().await;
+    is_whole(&place);
+}
+
+#[tokio::test]
+async fn a_job_that_was_told_to_start_when_the_service_was_killed_keeps_its_gpu_alone() {
+    let (disk, place) = Disk::under(Place::new().config("[launcher]\nmin_free_disk = 0\n").with_gpus(2));
+    let (mut gate, mut later) = (Gate::new(place.path(), "gate"), Gate::new(place.path(), "later"));
+    let mut bell = Bell::new(place.path(), "bell");
+    let server = place.start().await;
+    let mut events = server.events().await;
+    let on_the_first = |script: &str| {
+        let mut job = sh(script);
+        job["gpu_uuids"] = json!(["GPU-fake-0"]);
+        job
+    };
+    let first = server.submit(on_the_first(&gate.wait())).await;
+    events.job(first.id(), "running").await;
+    let second =
+        server.submit(on_the_first(&format!("{}; {}", bell.ring("$CUDA_VISIBLE_DEVICES"), later.wait()))).await;
+    // Nothing tells that a shim is ready; a job that is armed, started and over in the meantime has taken longer.
+    shim_of(&server.place().jobs_dir(), second.id()).await;
+    let without = server.submit(json!({"command": ["true"], "gpus": 0})).await;
+    assert_eq!(events.end_of(without.id()).await, "completed");
+    // The end of the first and the start of the second are done and cannot be stored.
+    disk.refuse(Refusal::Broken);
+    gate.open();
+    assert_eq!(bell.heard().await, "GPU-fake-0");
+    let place = server.kill().await;
+    disk.recover();
+    let server = place.start().await;
+    events.resume(&server).await;
+    events.job(second.id(), "running").await;
+    assert_eq!(server.job(second.id()).await.json["gpu_uuids"], json!(["GPU-fake-0"]));
+    assert_eq!(server.gpu(0).await["job_id"], second.id());
+    // The other GPU is nobody's.
+    let third = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(third.id()).await, "completed");
+    assert_eq!(server.job(third.id()).await.json["gpu_uuids"], json!(["GPU-fake-1"]));
+    later.open();
+    assert_eq!(events.end_of(second.id()).await, "completed");
+    assert_eq!(events.story(first.id()).last(), Some(&"completed"));
     let (place, _) = server.stop().await;
     is_whole(&place);
 }

@@ -192,7 +192,7 @@ fn killed(record: &ExitRecord) -> Option<Killed> {
     /// What a shell exits with when signal 9 has ended its command.
     const KILLED_CHILD: i32 = 128 + libc::SIGKILL;
     // What was asked to stop was killed by its shim.
-    let process = record.process.filter(|_| record.stopped_by.is_none())?;
+    let process = record.process.as_ref().filter(|_| record.stopped_by.is_none())?;
     match record.status {
         Status::Signaled(libc::SIGKILL) => Some(Killed::Process(process.pid)),
         Status::Exited(KILLED_CHILD) => {
@@ -232,9 +232,9 @@ mod tests {
     #[test]
     fn what_the_kernel_ended_for_want_of_memory_is_told_by_its_record() {
         let now = Instant::now();
-        let process = Some(crate::Started { pid: 4711, start_time: 1, at: now, go_at: now });
+        let process = Some(crate::Started { pid: 4711, start_time: 1, at: now, go_at: now, gpu_uuids: Vec::new() });
         let line = || Some("Out of memory: Killed process 4711 (python3) total-vm:1kB".to_owned());
-        let by_pid = ExitRecord { process, ..record(Status::Signaled(libc::SIGKILL)) };
+        let by_pid = ExitRecord { process: process.clone(), ..record(Status::Signaled(libc::SIGKILL)) };
         let failure = classify_by(&by_pid, b"epoch 3\n", |killed| match killed {
             Killed::Process(4711) => line(),
             _ => None,
@@ -242,12 +242,12 @@ mod tests {
         let failure = failure.expect("it failed");
         assert_eq!((failure.class, failure.evidence), (FailureClass::HostOom, line()));
 
-        let child = ExitRecord { process, ..record(Status::Exited(137)) };
+        let child = ExitRecord { process: process.clone(), ..record(Status::Exited(137)) };
         let by_time = |killed| matches!(killed, Killed::AnyBetween { .. }).then(line).flatten();
         assert_eq!(classify_by(&child, b"", by_time).map(|failure| failure.class), Some(FailureClass::HostOom));
         assert_eq!(classify_by(&child, b"", |_| None).map(|failure| failure.class), Some(FailureClass::Exit));
         // One that was killed by somebody is not asked about when another signal ended it.
-        let other = ExitRecord { process, ..record(Status::Signaled(libc::SIGTERM)) };
+        let other = ExitRecord { process: process.clone(), ..record(Status::Signaled(libc::SIGTERM)) };
         assert_eq!(classify_by(&other, b"", |_| line()).map(|failure| failure.class), Some(FailureClass::Signal));
     }
 
@@ -342,7 +342,7 @@ mod tests {
         let ended = Instant::now();
         let at = Instant { boottime_ns: ended.boottime_ns - 2_300_000_000, ..ended };
         let late = ExitRecord {
-            process: Some(crate::Started { pid: 4711, start_time: 1, at, go_at: at }),
+            process: Some(crate::Started { pid: 4711, start_time: 1, at, go_at: at, gpu_uuids: Vec::new() }),
             ended,
             stopped_by: Some(StoppedBy::TimeLimit),
             time_limit_ms: Some(1500),

@@ -178,7 +178,7 @@ pub enum Event {
 }
 
 /// A command's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Started {
     /// Its pid.
     pub pid: i32,
@@ -188,10 +188,13 @@ pub struct Started {
     pub at: crate::clock::Instant,
     /// When the shim read `go`, on the same clocks: the hand-over's parts are differences of these.
     pub go_at: crate::clock::Instant,
+    /// The GPUs that it was given, as `go` named them: a host that was killed before it could store them learns them from here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_uuids: Vec<String>,
 }
 
 /// Where an adopted launch is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdoptedPhase {
     /// Its process was started and has not been reaped, or has been and its leftovers are being ended.
     Running(Started),

@@ -119,7 +119,7 @@ impl ExitRecord {
     /// When the command was executed.
     #[must_use]
     pub fn started_at(&self) -> Option<Time> {
-        self.process.map(|process| process.at.time())
+        self.process.as_ref().map(|process| process.at.time())
     }
 
     /// When it ended.
@@ -140,7 +140,7 @@ impl ExitRecord {
     /// Seconds from the exec to the end.
     #[must_use]
     pub fn wall_seconds(&self) -> Option<f64> {
-        self.process.map(|process| self.ended.since(&process.at).as_secs_f64())
+        self.process.as_ref().map(|process| self.ended.since(&process.at).as_secs_f64())
     }
 
     /// The bytes of step one, which begin the file, and where step two goes.
@@ -148,7 +148,7 @@ impl ExitRecord {
         let first = First {
             launch: self.launch,
             status: self.status.clone(),
-            process: self.process,
+            process: self.process.clone(),
             ended: self.ended,
             stopped_by: self.stopped_by,
             time_limit_ms: self.time_limit_ms,
@@ -213,7 +213,7 @@ mod tests {
         ExitRecord {
             launch: LaunchId::random(),
             status: Status::Exited(7),
-            process: Some(Started { pid: 4711, start_time: 99, at: now, go_at: now }),
+            process: Some(Started { pid: 4711, start_time: 99, at: now, go_at: now, gpu_uuids: Vec::new() }),
             ended: now,
             stopped_by: Some(StoppedBy::TimeLimit),
             time_limit_ms: Some(60_000),

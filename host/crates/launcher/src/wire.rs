@@ -109,7 +109,7 @@ pub(crate) enum Report {
 }
 
 /// Where a shim is when it is adopted. It answers no hello before `go`: then the end of its first socket ends it.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
     /// The command was started and its processes are not all gone.

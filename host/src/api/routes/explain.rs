@@ -13,7 +13,7 @@ use super::super::answer::Refused;
 use super::super::wire::Explanation;
 use super::super::{Api, State};
 use super::jobs;
-use crate::queue::Outlook;
+use crate::queue::{Holder, Outlook};
 use crate::store::{Course, Kind};
 
 pub(super) async fn explain(api: State, Path(id): Path<String>) -> Result<Response, Refused> {
@@ -39,7 +39,7 @@ pub(super) async fn explain(api: State, Path(id): Path<String>) -> Result<Respon
 /// When a queued job will start: what runs tells by its progress, and everything else by the median of its kind.
 async fn expected_start(api: &Api, id: JobId, now: Time) -> Result<Option<Time>, Refused> {
     let Some(outlook) = api.service.queue.outlook(id).await? else { return Ok(None) };
-    let running = outlook.running.iter().filter_map(|(id, _)| *id);
+    let running = outlook.running.iter().filter_map(|(holder, _)| Some(holder.as_ref()?.job));
     let ids = running.chain(outlook.ahead.iter().map(|(id, _)| *id)).collect();
     let courses = api.service.store.courses(ids).await?.into_iter().map(|course| (course.id, course)).collect();
     let medians = api.service.store.median_durations().await?;
@@ -53,25 +53,28 @@ fn foretell(
     now: Time,
 ) -> Option<Time> {
     let whole = |id: &JobId| medians.get(&courses.get(id)?.kind).copied();
-    let rest = |id: &JobId| -> Option<Duration> {
-        let course = courses.get(id)?;
+    let rest = |holder: &Holder| -> Option<Duration> {
+        let course = courses.get(&holder.job)?;
         let ran = course.started_at.map_or(Duration::ZERO, |started| since(started, now));
-        rest_by_progress(course, ran).or_else(|| Some(whole(id)?.saturating_sub(ran)))
+        let silent = holder.said_at.map_or(Duration::ZERO, |said| since(said, now));
+        rest_by_progress(course, ran, silent).or_else(|| Some(whole(&holder.job)?.saturating_sub(ran)))
     };
-    let running: Vec<_> = outlook.running.iter().map(|(id, slots)| (*slots, id.as_ref().and_then(rest))).collect();
+    let running = outlook.running.iter().map(|(holder, slots)| (*slots, holder.as_ref().and_then(rest)));
+    let running: Vec<_> = running.collect();
     let ahead: Vec<_> = outlook.ahead.iter().map(|(id, slots)| (*slots, whole(id))).collect();
     let start = now.plus(expected_wait(outlook.slots, &running, &ahead, outlook.needs)?);
     Some(outlook.not_before.map_or(start, |not_before| start.max(not_before)))
 }
 
-/// What is left of a job that says how far it is.
-fn rest_by_progress(course: &Course, ran: Duration) -> Option<Duration> {
+/// What is left of a job that ran so long and said how far it was so long ago.
+fn rest_by_progress(course: &Course, ran: Duration, silent: Duration) -> Option<Duration> {
     let progress = course.progress.as_ref()?;
     if let Some(rest) = progress.eta_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
-        return Some(rest);
+        return Some(rest.saturating_sub(silent));
     }
     let fraction = progress.fraction.filter(|fraction| *fraction > 0.0 && *fraction <= 1.0)?;
-    Duration::try_from_secs_f64(ran.as_secs_f64() * (1.0 - fraction) / fraction).ok()
+    let ran = ran.saturating_sub(silent).as_secs_f64();
+    Some(Duration::try_from_secs_f64(ran * (1.0 - fraction) / fraction).ok()?.saturating_sub(silent))
 }
 
 fn since(then: Time, now: Time) -> Duration {
@@ -91,14 +94,10 @@ mod tests {
     #[test]
     fn progress_tells_more_than_the_median_and_nothing_known_foretells_nothing() {
         let [running, ahead] = [JobId::new(), JobId::new()];
+        let holder = |said_at: Option<Time>| Some(Holder { job: running, said_at });
         let now = Time::from_millis(60_000);
-        let mut outlook = Outlook {
-            slots: 1,
-            needs: 1,
-            running: vec![(Some(running), 1)],
-            ahead: vec![(ahead, 1)],
-            not_before: None,
-        };
+        let mut outlook =
+            Outlook { slots: 1, needs: 1, running: vec![(holder(None), 1)], ahead: vec![(ahead, 1)], not_before: None };
         let a_quarter = Progress { fraction: Some(0.25), ..Progress::default() };
         let mut courses = HashMap::from([course(running, "a", Some(a_quarter)), course(ahead, "b", None)]);
         let medians = HashMap::from([
@@ -107,12 +106,21 @@ mod tests {
         ]);
         let at = |seconds: i64| Some(Time::from_millis(60_000 + 1000 * seconds));
         assert_eq!(foretell(&outlook, &courses, &medians, now), at(180 + 10));
+        // A quarter of 40 s, 20 s ago; and an estimate as old.
+        outlook.running = vec![(holder(Some(Time::from_millis(40_000))), 1)];
+        assert_eq!(foretell(&outlook, &courses, &medians, now), at(100 + 10));
+        let estimate = |seconds| Some(Progress { eta_seconds: Some(seconds), ..Progress::default() });
+        courses.extend([course(running, "a", estimate(30.0))]);
+        assert_eq!(foretell(&outlook, &courses, &medians, now), at(10 + 10));
+        courses.extend([course(running, "a", estimate(5.0))]);
+        assert_eq!(foretell(&outlook, &courses, &medians, now), at(10), "it is over any moment");
+        outlook.running = vec![(holder(None), 1)];
         courses.extend([course(running, "a", None)]);
         assert_eq!(foretell(&outlook, &courses, &medians, now), at(40 + 10));
         assert_eq!(foretell(&outlook, &courses, &HashMap::new(), now), None);
         outlook.running = vec![(None, 1)];
         assert_eq!(foretell(&outlook, &courses, &medians, now), None, "nobody knows when that slot is free");
-        outlook.running = vec![(Some(running), 1)];
+        outlook.running = vec![(holder(None), 1)];
         outlook.not_before = at(1000);
         assert_eq!(foretell(&outlook, &courses, &medians, now), at(1000));
     }

@@ -119,8 +119,11 @@ pub(super) async fn profiles(api: State) -> Response {
 }
 
 /// Removes now what was kept long enough.
-pub(super) async fn collect(api: State) -> Result<Response, Refused> {
-    Ok(Json(api.service.retention.collect().await?).into_response())
+pub(super) async fn collect(api: State, caller: Caller) -> Result<Response, Refused> {
+    let removed = api.service.retention.collect().await?;
+    // After it: the trail's own oldest rows may have gone.
+    api.service.store.commit(vec![Change::Collected { at: Time::now(), by: caller.name.to_string() }]).await?;
+    Ok(Json(removed).into_response())
 }
 
 #[cfg(test)]

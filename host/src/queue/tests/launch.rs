@@ -10,7 +10,7 @@ use taxiway_launcher::{
 use super::machine::{Rules, Truth};
 
 /// What a launch's shim is doing.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Shim {
     NotThere,
     /// Armed: it waits for `go`.
@@ -80,7 +80,7 @@ impl Launch {
             }
             Asked::Recover { phase, same_boot } => {
                 self.followed = true;
-                match self.shim {
+                match self.shim.clone() {
                     Shim::Running(process) => {
                         self.say(Event::Adopted { launch, phase: AdoptedPhase::Running(process) });
                     }
@@ -111,15 +111,15 @@ impl Launch {
             rules.broken.push(format!("attempt {} of job {} was started twice", self.attempt, self.job));
         }
         let now = Instant::now();
-        let process = Started { pid: 4711, start_time: 1, at: now, go_at: now };
+        let process = Started { pid: 4711, start_time: 1, at: now, go_at: now, gpu_uuids: self.uuids.clone() };
         self.marked = true;
-        self.shim = Shim::Running(process);
+        self.shim = Shim::Running(process.clone());
         self.say(Event::Started { launch: self.id, process });
     }
 
     fn write_record(&mut self, status: Status) {
-        let process = match self.shim {
-            Shim::Running(process) => Some(process),
+        let process = match &self.shim {
+            Shim::Running(process) => Some(process.clone()),
             _ => None,
         };
         self.marked = true;

@@ -178,7 +178,7 @@ impl Machine {
     }
 
     pub(super) fn shim_of(&self, job: JobId) -> Option<Shim> {
-        self.lock().launches.iter().rev().find(|launch| launch.job == job).map(|launch| launch.shim)
+        self.lock().launches.iter().rev().find(|launch| launch.job == job).map(|launch| launch.shim.clone())
     }
 
     /// What can happen next when nothing goes wrong.

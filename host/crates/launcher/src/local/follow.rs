@@ -105,7 +105,7 @@ impl Launch {
                     }
                 }
                 Report::Started(process) => {
-                    (heard.started, heard.process) = (true, Some(process));
+                    (heard.started, heard.process) = (true, Some(process.clone()));
                     ask_at = self.vigil.ask_at(Some(&process));
                     inner.report(Event::Started { launch, process }).await;
                     watcher = Some(self.progress());

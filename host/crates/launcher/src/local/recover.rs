@@ -89,7 +89,7 @@ impl Launch {
         self.vigil.begin(adopted.version >= ANSWERS_SINCE);
         *self.state() = State::Going(Arc::clone(&adopted.control));
         let (phase, process) = match adopted.phase {
-            Phase::Running(process) => (AdoptedPhase::Running(process), Some(process)),
+            Phase::Running(process) => (AdoptedPhase::Running(process.clone()), Some(process)),
             Phase::Ended => (AdoptedPhase::Ended, None),
         };
         self.say(&Request::Extend { time_limit_ms: self.vigil.time_limit().map(milliseconds) });

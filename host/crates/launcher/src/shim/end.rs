@@ -43,7 +43,7 @@ impl Shim {
                 }
                 State::Leftovers(mut leftovers) => {
                     if !mem::replace(&mut leftovers.start_told, true)
-                        && let Some(process) = leftovers.record.process
+                        && let Some(process) = leftovers.record.process.clone()
                     {
                         self.tell(&Report::Started(process));
                     }
@@ -118,7 +118,7 @@ impl Shim {
         if self.host.is_none() {
             ended.sync_at = 0;
         }
-        let started = ended.record.process.filter(|_| !start_told).map(Report::Started);
+        let started = ended.record.process.clone().filter(|_| !start_told).map(Report::Started);
         let reports = started.into_iter().chain([Report::Ended(Box::new(ended.record.clone()))]);
         if !self.tell_all(reports) {
             // A record with the longest command does not fit into the socket. Leaving with an error has the host read it.

@@ -143,10 +143,10 @@ impl Shim {
         let phase = match &mut self.state {
             State::Running(Running { process, tell_at, .. }) => {
                 *tell_at = None;
-                Phase::Running(*process)
+                Phase::Running(process.clone())
             }
             State::Leftovers(Leftovers { record: ExitRecord { process: Some(process), .. }, .. }) => {
-                Phase::Running(*process)
+                Phase::Running(process.clone())
             }
             State::Ended(_) => Phase::Ended,
             // Leftovers without a process do not exist: nothing ran then.

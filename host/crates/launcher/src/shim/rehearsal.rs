@@ -26,8 +26,8 @@ impl Shim {
         // SAFETY: getpid has no precondition.
         let pid = unsafe { libc::getpid() };
         let start_time = processes::stat(pid).map_or(0, |stat| stat.start_time);
-        let process = Started { pid, start_time, at: now, go_at: now };
-        black_box(encode(&Report::Started(process)));
+        let process = Started { pid, start_time, at: now, go_at: now, gpu_uuids: Vec::new() };
+        black_box(encode(&Report::Started(process.clone())));
 
         // There is no child yet, and nobody has written to the pipe.
         self.reap();

@@ -46,7 +46,7 @@ impl Shim {
                 let at = Instant::now();
                 // The process is a zombie at worst: it was not waited for, so its stat can be read.
                 let start_time = processes::stat(pid).map_or(0, |stat| stat.start_time);
-                let process = Started { pid, start_time, at, go_at };
+                let process = Started { pid, start_time, at, go_at, gpu_uuids: gpu_uuids.to_vec() };
                 let mark = Some((at.boottime_ns + MARK_NS, mark));
                 let tell_at = Some(at.boottime_ns + TELL_NS);
                 self.state = State::Running(Running { process, stopping: None, warned_of: None, mark, tell_at });

@@ -52,7 +52,7 @@ impl Shim {
             && running.tell_at.is_some_and(|at| at <= now)
         {
             running.tell_at = None;
-            let started = Report::Started(running.process);
+            let started = Report::Started(running.process.clone());
             self.tell(&started);
         }
         let mut unkillable = None;
