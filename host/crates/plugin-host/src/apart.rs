@@ -26,8 +26,9 @@ const BUSIEST: libc::c_int = 19;
 /// Processor time after which a guest is one that goes on computing: Python's interpreter starts within it.
 const LONG: Duration = Duration::from_millis(250);
 
-/// Time for those who wait for memory when a guest's was given back: a few of the quickest calls.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Time for those who wait for memory when a guest's was given back: a quick call ends within it, also where its thread has to
+/// wait for a core.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a call that went apart has no answer.
 #[derive(Debug, thiserror::Error)]
