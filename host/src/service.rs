@@ -229,6 +229,10 @@ impl Hooks for Plugins {
         self.admission.has_launch_stage(profile)
     }
 
+    fn generation(&self) -> u64 {
+        self.plugins.generation()
+    }
+
     async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> (LaunchVerdict, Vec<Verdict>) {
         match self.gpus.views(gpu_uuids).await {
             Ok(views) => {

@@ -218,10 +218,19 @@ impl Client {
         }
     }
 
-    /// Bytes of the log so far.
-    pub(super) async fn log_size(&self, id: JobId) -> Result<u64, ClientError> {
-        let request = self.request(Method::HEAD, &format!("/api/v1/jobs/{id}/log"));
-        let response = self.send(request).await?;
+    /// Bytes of a log so far: of this attempt, which may not have begun, else of the last one that did.
+    pub(super) async fn log_size(&self, id: JobId, attempt: Option<u32>) -> Result<u64, ClientError> {
+        let query = attempt.map_or_else(String::new, |attempt| format!("?attempt={attempt}"));
+        let request = self.request(Method::HEAD, &format!("/api/v1/jobs/{id}/log{query}"));
+        let response = self.answer(request).await?;
+        if response.status() == StatusCode::NOT_FOUND && attempt.is_some() {
+            return Ok(0);
+        }
+        if !response.status().is_success() {
+            // What is wrong only the answer to another method says.
+            self.send(self.request(Method::GET, &format!("/api/v1/jobs/{id}"))).await?;
+            return Err(self.not_understood(anyhow::anyhow!("the log's size is told with {}", response.status())));
+        }
         let length = response.headers().get(reqwest::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         Ok(length.and_then(|length| length.parse().ok()).unwrap_or(0))
     }
@@ -267,14 +276,19 @@ impl Client {
     }
 
     /// The answer, when it is a success.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|error| {
+    /// The answer, whatever it says.
+    async fn answer(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        request.send().await.map_err(|error| {
             if error.is_connect() {
                 ClientError::Unreachable { place: self.place.clone(), cause: innermost(error) }
             } else {
                 self.broken(error)
             }
-        })?;
+        })
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = self.answer(request).await?;
         if response.status().is_success() {
             return Ok(response);
         }

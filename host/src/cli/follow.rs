@@ -41,13 +41,21 @@ impl Logs {
     pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(!json, "a log is no JSON: leave out --json");
         let id = client.resolve(&self.id).await?;
+        // Of a job that goes on, the present attempt, which may not have begun: the log so far is another's then.
+        let attempt = match self.follow {
+            true => {
+                let job = through_restarts(async || client.job(id).await).await?;
+                outcome::exit_status(&job).is_none().then_some(job.attempt)
+            }
+            false => None,
+        };
         let from = match self.tail {
-            Some(bytes) => client.log_size(id).await?.saturating_sub(bytes),
+            Some(bytes) => client.log_size(id, attempt).await?.saturating_sub(bytes),
             None => 0,
         };
         let mut screen = Screen::new(self.raw, self.follow);
         if self.follow {
-            return follow(client, id, None, from, screen).await;
+            return follow(client, id, attempt, from, screen).await;
         }
         screen.copy(client.log(id, from).await?).await?;
         screen.finish()?;

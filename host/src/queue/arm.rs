@@ -7,6 +7,7 @@
 //! the launch.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use taxiway_job::{
@@ -17,7 +18,7 @@ use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
 use tokio::time::Instant;
 
 use super::handle::Mode;
-use super::owner::{Done, LaunchVerdict, Owner};
+use super::owner::{Done, Hooks, LaunchVerdict, Owner};
 use super::slots::SlotId;
 use crate::gpu::Looked;
 use crate::store::{Change, End, NextAttempt, StoreError};
@@ -43,14 +44,23 @@ pub(super) struct Armed {
     unwanted: bool,
     /// Others start before it: its intent is written with what is written of them.
     behind: bool,
-    /// When plugins judged it and for which GPUs, if any did.
-    judged: Option<(Instant, Vec<String>)>,
+    /// How plugins judged it, if any did.
+    judged: Option<Judged>,
     /// What they said, until it is stored with the intent.
     verdicts: Vec<Verdict>,
     /// The slots that it could get when it was next.
     slots: Vec<SlotId>,
     /// Its slots are free and are being looked at.
     being_looked_at: bool,
+}
+
+/// What a verdict at launch was about.
+struct Judged {
+    when: Instant,
+    /// For these GPUs.
+    uuids: Vec<String>,
+    /// By the plugins that were in force then.
+    generation: u64,
 }
 
 impl Armed {
@@ -91,7 +101,7 @@ enum Stage {
 /// What reading and judging the next in line came to.
 pub(super) enum Planned {
     /// It may start, like this.
-    Plan { plan: Box<LaunchPlan>, judged: Option<Vec<String>>, verdicts: Vec<Verdict> },
+    Plan { plan: Box<LaunchPlan>, judged: Option<(Vec<String>, u64)>, verdicts: Vec<Verdict> },
     /// Plugins refuse it.
     Refused(LaunchVerdict, Vec<Verdict>),
     /// It cannot be started as it is.
@@ -237,17 +247,20 @@ impl Owner {
             being_looked_at: false,
         });
         let judges = self.hooks.judges_launch(entry.profile.as_deref());
+        let generation = self.hooks.generation();
         let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus, &candidate.slots));
         self.work.push(Box::pin(async move {
             let planned = match store.job_to_start(job).await {
                 Ok(Some(job)) => {
+                    let planned = plan(&job, launch, attempt);
+                    let judged_for = judges.then(|| (uuids.clone(), generation));
                     let (verdict, verdicts) = match judges {
-                        true => hooks.judge_launch(&job, &uuids).await,
+                        true => judge(hooks, job, uuids).await,
                         false => (LaunchVerdict::Accept, Vec::new()),
                     };
-                    match (verdict, plan(&job, launch, attempt)) {
+                    match (verdict, planned) {
                         (LaunchVerdict::Accept, Ok(plan)) => {
-                            Planned::Plan { plan: Box::new(plan), judged: judges.then_some(uuids), verdicts }
+                            Planned::Plan { plan: Box::new(plan), judged: judged_for, verdicts }
                         }
                         (LaunchVerdict::Accept, Err(why)) => Planned::Impossible(why),
                         (verdict, _) => Planned::Refused(verdict, verdicts),
@@ -295,7 +308,7 @@ impl Owner {
             Planned::Plan { plan, judged, verdicts } => {
                 armed.verdicts = verdicts;
                 armed.stage = Stage::Preparing;
-                armed.judged = judged.map(|uuids| (Instant::now(), uuids));
+                armed.judged = judged.map(|(uuids, generation)| Judged { when: Instant::now(), uuids, generation });
                 self.pauses.end_of(job);
                 self.launcher.prepare(*plan);
             }
@@ -428,7 +441,9 @@ impl Owner {
             self.slots.take(launch, &chosen)
         };
         let outdated = match &self.armed[at].judged {
-            Some((when, uuids)) => when.elapsed() > VERDICT_AGE || *uuids != taken.uuids,
+            Some(Judged { when, uuids, generation }) => {
+                when.elapsed() > VERDICT_AGE || *uuids != taken.uuids || *generation != self.hooks.generation()
+            }
             // Nobody judged such jobs when it was armed.
             None => {
                 let profile = self.jobs.get(job).and_then(|entry| entry.profile.as_deref());
@@ -436,7 +451,7 @@ impl Owner {
             }
         };
         if outdated {
-            // Too old to rely on, or about other GPUs, or never given: judged again, from the beginning.
+            // Too old to rely on, or about other GPUs, or by other plugins, or never given: judged again, from the beginning.
             self.slots.free(launch, taken.idle_since);
             self.disarm(job);
             return false;
@@ -569,6 +584,16 @@ impl Owner {
 fn cannot_be_launched(why: String) -> Failure {
     let message = "it cannot be launched as it stands; change it and retry it".to_owned();
     Failure { class: FailureClass::LaunchError, message, evidence: Some(why) }
+}
+
+/// Has plugins judge a job, beside the owner: a guest takes its time, and the queue goes on meanwhile.
+async fn judge(hooks: Arc<dyn Hooks>, job: Job, uuids: Vec<String>) -> (LaunchVerdict, Vec<Verdict>) {
+    let judging = tokio::spawn(async move { hooks.judge_launch(&job, &uuids).await });
+    judging.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a job could not be judged");
+        let reason = Reason::new("plugin_failed", "judging the job failed inside Taxiway; it is tried again");
+        (LaunchVerdict::Wait(reason), Vec::new())
+    })
 }
 
 /// What the launcher must know to start this attempt of a job, or why it cannot be started at all.

@@ -34,6 +34,9 @@ pub trait Hooks: Send + Sync {
     /// Whether any plugin judges jobs of this profile just before their start.
     fn judges_launch(&self, profile: Option<&str>) -> bool;
 
+    /// Another number whenever other plugins are in force than before.
+    fn generation(&self) -> u64;
+
     /// Has the plugins judge a job that is about to start on these GPUs (none on a virtual slot). Tells what each of them said
     /// as well.
     async fn judge_launch(&self, job: &Job, gpu_uuids: &[String]) -> (LaunchVerdict, Vec<Verdict>);

@@ -138,6 +138,10 @@ impl Hooks for Plugins {
         profile == Some("judged")
     }
 
+    fn generation(&self) -> u64 {
+        0
+    }
+
     async fn judge_launch(&self, job: &Job, _: &[String]) -> (LaunchVerdict, Vec<Verdict>) {
         let verdict = match job.spec.name.as_str() {
             "bad" => LaunchVerdict::Reject(Failure {

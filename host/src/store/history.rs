@@ -331,6 +331,12 @@ pub(super) fn progressed(
     Ok(())
 }
 
+/// An attempt is over: its last event of progress stays.
+pub(super) fn no_more_progress(db: &Connection, job: JobId) -> Result<(), StoreError> {
+    db.prepare_cached("DELETE FROM temp.last_progress WHERE job = ?1")?.execute(params![job.as_bytes()])?;
+    Ok(())
+}
+
 /// Removes the first events, rows of the audit trail and keys of requests that are older than this, a few of each. The last event
 /// stays, whatever its age: the next gets the id after it, so that a subscriber can go on from the last one it saw.
 pub(super) fn forget_events(db: &Connection, before: Time, keys_before: Time) -> Result<(), StoreError> {

@@ -590,6 +590,7 @@ fn finish(db: &Connection, end: &End, told: &mut Told) -> Result<(), StoreError>
             end.next.is_some()
         ])?;
     }
+    history::no_more_progress(db, end.job)?;
     event(db, told, end.finished_at, &format!("job.{}", end.to), Some(end.job), Map::new())?;
     add_deliveries(db, told, end.job, &told_of, end.finished_at, &end.deliveries)
 }

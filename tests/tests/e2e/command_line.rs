@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use serde_json::Value;
-use taxiway_tests::{Gate, Place, guest};
+use taxiway_tests::{Bell, Gate, Place, guest, sh};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -22,6 +22,21 @@ fn json(output: &Output) -> Value {
 #[track_caller]
 fn status(output: &Output, expected: i32) {
     assert_eq!(output.status.code(), Some(expected), "{}{}", stdout(output), stderr(output));
+}
+
+#[tokio::test]
+async fn of_a_log_that_has_yet_to_begin_the_end_is_all_of_it() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let mut bell = Bell::new(server.place().path(), "bell");
+    let first = format!("printf '%1000s' first; {}; exec sleep 1000", bell.ring("$$"));
+    let job = server.submit(sh(&format!("test $TAXIWAY_ATTEMPT = 1 || exec echo second; {first}"))).await;
+    bell.pid().await;
+    server.post(&format!("/jobs/{}/requeue", job.id()), &serde_json::json!({"hold": true})).await.expect(200);
+    events.job(job.id(), "held").await;
+    let arguments = ["logs", "--tail", "10", "-f", job.id()];
+    let (followed, _) = tokio::join!(server.cli(&arguments), server.operate(job.id(), "release"));
+    assert_eq!(stdout(&followed), "second\n");
 }
 
 #[tokio::test]

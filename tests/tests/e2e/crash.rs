@@ -348,11 +348,9 @@ async fn a_service_killed_at_any_moment_loses_no_acknowledged_change_and_runs_no
     }
     let in_order: HashSet<&str> =
         all.iter().filter(|(id, gpus)| **gpus == 1 && !touched.contains(*id)).map(|(id, _)| *id).collect();
-    assert_eq!(
-        order_of(&events, "pending", &in_order),
-        order_of(&events, "queued", &in_order),
-        "first come, first served"
-    );
+    // As they ran, one after the other on one slot. Events of two starts that a kill kept from the store come in any order.
+    let as_they_ran: Vec<&str> = text.lines().filter(|id| in_order.contains(id)).collect();
+    assert_eq!(as_they_ran, order_of(&events, "queued", &in_order), "first come, first served");
     shuffler.check(&server).await;
 
     let changes: u64 = users.iter().map(|user| user.changes).sum();

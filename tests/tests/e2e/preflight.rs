@@ -63,6 +63,29 @@ async fn a_job_that_was_armed_before_a_plugin_judged_starts_is_judged_by_it() {
 }
 
 #[tokio::test]
+async fn a_verdict_does_not_last_when_other_plugins_are_in_force_than_gave_it() {
+    let schema = "bundled = \"config-schema\"\nstages = [\"launch\"]\n[settings.schema]\ntype = \"object\"\n";
+    let server = Place::new().manifest("early", schema).start().await;
+    server.plugin("early", |plugin| plugin["state"] == "in_force").await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let first = server.submit(sh(&gate.wait())).await;
+    events.job(first.id(), "running").await;
+    let second = server.submit(sh("exit 0")).await;
+    // `early` has accepted it.
+    processes::shim_of(&server.place().jobs_dir(), second.id()).await;
+
+    server.place().write_manifest("late", AT_LAUNCH);
+    server.place().write_component("late", &guest::trap());
+    server.plugin("late", |plugin| plugin["state"] == "in_force").await;
+    gate.open();
+    assert_eq!(events.end_of(second.id()).await, "failed");
+    let failed = server.job(second.id()).await;
+    assert_eq!(failed.failure_class(), Some("preflight"), "{}", failed.json);
+    assert!(failed.json["failure"]["message"].as_str().is_some_and(|text| text.contains("`late`")), "{}", failed.json);
+}
+
+#[tokio::test]
 async fn a_plugin_that_judged_starts_and_is_broken_after_a_restart_still_refuses_them() {
     let place = Place::new().manifest("guard", AT_LAUNCH).component("guard", &guest::content());
     let mut gate = Gate::new(place.path(), "gate");

@@ -242,7 +242,7 @@ impl<'a> Call<'a> {
     /// What the guest failed with by its own account.
     pub fn hook_error(&self, error: &crate::bindings::types::HookError) -> Failure {
         let code = match self.secrets() {
-            Some(secrets) => text::clean_code(&secrets.redact(&error.code)),
+            Some(secrets) => secrets.safe_code(&error.code),
             None => text::clean_code(&error.code),
         };
         let mut message = format!("{code}: {}", error.message);

@@ -37,7 +37,7 @@ pub(crate) fn clean_problems(
             } else {
                 String::new()
             },
-            code: text::clean_code(&secrets.redact(&problem.code)),
+            code: secrets.safe_code(&problem.code),
             message: safe(&problem.message, MESSAGE_LIMIT),
             help: problem.help.map(|help| safe(&help, HELP_LIMIT)),
         })

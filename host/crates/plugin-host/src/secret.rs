@@ -6,6 +6,9 @@ use std::borrow::Cow;
 /// Shorter secrets are not looked for in text: they would black out ordinary words.
 const SHORTEST_REDACTED: usize = 4;
 
+/// Bytes of a text that are looked at for each that is shown.
+const VISIBLE_SHARE: usize = 4;
+
 /// The secrets of one loaded plugin.
 #[derive(Default)]
 pub struct Secrets {
@@ -59,10 +62,30 @@ impl Secrets {
     }
 
     /// The text safe to show: without them, cleaned, and cut to `limit` bytes. One that comes out only when what is invisible has
-    /// been taken out of it goes, too.
+    /// been taken out of it goes, too. A guest's text may have megabytes: no more is looked at than what could be shown.
     pub fn safe(&self, text: &str, limit: usize) -> String {
-        let clean = text::clean(&self.redact(text), usize::MAX);
-        text::clean(&self.redact(&clean), limit)
+        let (head, cut) = self.head(text, limit);
+        let clean = text::clean(&self.hide(head, cut), usize::MAX);
+        text::clean(&self.hide(&clean, cut), limit)
+    }
+
+    /// A code as [`text::clean_code`] makes it, without them; also one that only the cleaning would put together.
+    pub fn safe_code(&self, code: &str) -> String {
+        let (head, cut) = self.head(code, text::CODE_LIMIT);
+        let code = text::clean_code(&self.hide(head, cut));
+        text::clean_code(&self.hide(&code, cut || code.len() == text::CODE_LIMIT))
+    }
+
+    /// As much of the beginning of a text as can matter for its first `limit` visible bytes: with room for what is invisible, and for a
+    /// secret that reaches over the end. And whether that is not all.
+    fn head<'a>(&self, text: &'a str, limit: usize) -> (&'a str, bool) {
+        let longest = self.hidden.first().map_or(0, String::len);
+        let end = text.floor_char_boundary(limit.saturating_mul(VISIBLE_SHARE).saturating_add(longest));
+        (&text[..end], end < text.len())
+    }
+
+    fn hide<'a>(&self, text: &'a str, cut: bool) -> Cow<'a, str> {
+        if cut { self.redact_cut(text) } else { self.redact(text) }
     }
 
     /// The text without them, and without a part of one at its end, where a cap has cut it off.
@@ -103,5 +126,18 @@ mod tests {
         assert_eq!(secrets.redact_cut("nothing here"), "nothing here");
         assert_eq!(secrets.safe("is hun\u{200b}ter2, or hunter2\n", 100), "is [redacted], or [redacted] ");
         assert_eq!(format!("{secrets:?}"), r#"["A", "B", "C"]"#);
+        assert_eq!(secrets.safe_code("is hunter2"), "isredacted");
+        assert_eq!(secrets.safe_code("hun ter2"), "redacted");
+    }
+
+    #[test]
+    fn of_a_text_of_megabytes_only_the_beginning_is_looked_at() {
+        let secrets = Secrets::new(vec![("A".into(), "hunter2".into())]);
+        let long = format!("{}hunter2 {}", "ä".repeat(40), "x".repeat(4 << 20));
+        assert_eq!(secrets.safe(&long, 100), format!("{}[redacted] {}", "ä".repeat(40), "x".repeat(9)));
+        // One that what is looked at ends in.
+        let cut = format!("{}hunter2", "\u{200b}".repeat(12));
+        assert_eq!(secrets.safe(&cut, 9), "[redacted");
+        assert_eq!(secrets.safe(&"hunter2".repeat(1 << 19), 12), "[redacted][r");
     }
 }

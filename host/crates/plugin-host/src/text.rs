@@ -20,13 +20,16 @@ pub fn clean(text: &str, limit: usize) -> String {
     out
 }
 
+/// Bytes that a code may have.
+pub const CODE_LIMIT: usize = 64;
+
 /// A code as problems and errors carry it: lower-case letters, digits, `-`, `_` and `.`, at most 64 bytes; `unnamed`
 /// when nothing is left.
 pub fn clean_code(code: &str) -> String {
     let code: String = code
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-        .take(64)
+        .take(CODE_LIMIT)
         .map(|c| c.to_ascii_lowercase())
         .collect();
     if code.is_empty() { "unnamed".to_owned() } else { code }

@@ -1,9 +1,11 @@
 //! `metadata`: who the plugin is, and whether its settings are right. Called once, when it is loaded.
 
+use super::rewrite::holds_secret;
 use crate::bindings::metadata::exports::taxiway::plugin::metadata as wit;
 use crate::bindings::types::Severity;
 use crate::call::{Call, Failure};
 use crate::plugin::Plugin;
+use crate::secret::Secrets;
 use crate::view::CallError;
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -23,9 +25,11 @@ pub(crate) struct Description {
 /// The longest schema that is shown, in bytes: it is part of every list of plugins.
 const SCHEMA_LIMIT: usize = 16 << 10;
 
-fn settings_schema(text: &str) -> Option<Value> {
+fn settings_schema(text: &str, secrets: &Secrets) -> Option<Value> {
     let text = Some(text).filter(|text| text.len() <= SCHEMA_LIMIT)?;
-    serde_json::from_str(text).ok().filter(Value::is_object)
+    let schema = serde_json::from_str(&secrets.redact(text)).ok().filter(Value::is_object)?;
+    // JSON has more than one way to write a string: what is one of its secrets when it is read is not shown.
+    (!holds_secret(&schema, secrets)).then_some(schema)
 }
 
 impl Plugin {
@@ -56,7 +60,7 @@ impl Plugin {
         let mut described = Description {
             version: safe(&description.version, 64),
             summary: safe(&description.summary, 300),
-            settings_schema: settings_schema(&loaded.secrets.redact(&description.settings_schema)),
+            settings_schema: settings_schema(&description.settings_schema, &loaded.secrets),
             ..Description::default()
         };
         // As many as a person reads.

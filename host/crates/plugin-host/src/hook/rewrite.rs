@@ -94,7 +94,7 @@ fn compare(old: &Value, text: &str, secrets: &Secrets) -> Result<(Option<Value>,
     Ok(if new == *old { (None, patch) } else { (Some(new), patch) })
 }
 
-fn holds_secret(value: &Value, secrets: &Secrets) -> bool {
+pub(super) fn holds_secret(value: &Value, secrets: &Secrets) -> bool {
     match value {
         Value::String(text) => secrets.found_in(text),
         // A secret may look like a number.
@@ -116,6 +116,9 @@ fn checked_env(loaded: &Loaded, env: Vec<wit::Variable>) -> Result<Vec<Variable>
             let shown = text::clean(&set.name, 100);
             if !variable::is_variable_name(&set.name) {
                 return Err(Failure::malformed(format!("`{shown}` is no name for an environment variable")));
+            }
+            if loaded.secrets.found_in(&set.name) {
+                return Err(Failure::malformed("the name of an environment variable that it sets holds one of its secrets"));
             }
             if !loaded.env.iter().any(|granted| granted.allows(&set.name)) {
                 let message = format!("it sets the environment variable {shown}, which is not granted; the manifest can: env = [\"{shown}\"]");
