@@ -315,8 +315,13 @@ async fn what_hostile_guests_took_is_given_back_and_their_failures_are_counted_a
         resident.push(resident_bytes());
     }
     println!("resident after each round: {resident:?}");
-    // The first round fills caches of the allocator and of wasmtime. A guest of 128 MiB that stayed would be seen.
-    assert!(resident[3] < resident[0] + (48 << 20), "{resident:?}");
+    // The first round fills caches of the allocator and of wasmtime. A guest of 128 MiB that stayed would be seen. What a guest had that
+    // was cut off is given back after the answer, one guest at a time, and nothing tells of it: so it is looked again.
+    let began = std::time::Instant::now();
+    while resident_bytes() >= resident[0] + (48 << 20) {
+        assert!(began.elapsed() < Duration::from_secs(60), "{resident:?}, and {} in the end", resident_bytes());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let loops = host.metrics().into_iter().find(|metrics| metrics.plugin == "loops").unwrap();
     assert_eq!(loops.hooks[0].failures, [("timeout", 4)]);
 }
