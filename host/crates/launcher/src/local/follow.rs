@@ -227,7 +227,8 @@ async fn next_progress(watcher: &mut Option<progress::Watcher>) -> Progress {
     }
 }
 
-/// Resolves at this time; never without one.
+/// Resolves at this time, at which the shim is to be asked whether it is there: no event tells that it was stopped. Never without a
+/// time.
 async fn due(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
