@@ -103,7 +103,7 @@ impl<'a> Call<'a> {
     pub async fn run<T, F>(&mut self, timeout: Duration, enter: F) -> Result<T, Failure>
     where
         T: Send + 'static,
-        F: FnOnce(Store<State>) -> BoxFuture<'static, wasmtime::Result<T>> + Send + 'static,
+        F: for<'s> FnOnce(&'s mut Store<State>) -> BoxFuture<'s, wasmtime::Result<T>> + Send + 'static,
     {
         let span = self.span.clone();
         self.run_in_span(timeout, enter).instrument(span).await
@@ -112,7 +112,7 @@ impl<'a> Call<'a> {
     async fn run_in_span<T, F>(&mut self, timeout: Duration, enter: F) -> Result<T, Failure>
     where
         T: Send + 'static,
-        F: FnOnce(Store<State>) -> BoxFuture<'static, wasmtime::Result<T>> + Send + 'static,
+        F: for<'s> FnOnce(&'s mut Store<State>) -> BoxFuture<'s, wasmtime::Result<T>> + Send + 'static,
     {
         let loaded = self.loaded()?;
         let runtime = &loaded.runtime;
@@ -134,9 +134,13 @@ impl<'a> Call<'a> {
         let limits = runtime.limits.clone();
         let guest = async move {
             // Given back when the store is gone, also when that is after the caller was answered.
-            let _held = (place, ticking);
+            let under_way = (place, ticking);
             if !read.is_empty() {
-                state = tokio::task::spawn_blocking(move || state.open_directories(&read).map(|()| state)).await??;
+                let opened = tokio::task::spawn_blocking(move || state.open_directories(&read).map(|()| state)).await;
+                match opened.map_err(wasmtime::Error::from).flatten() {
+                    Ok(opened) => state = opened,
+                    Err(error) => return (Err(error), (None, under_way)),
+                }
             }
             let mut store = Store::new(&engine, state);
             store.limiter_async(|state| &mut state.limiter);
@@ -146,9 +150,10 @@ impl<'a> Call<'a> {
             // The epoch only sends a guest to the host: what happens there is up to the turn.
             store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Continue(1)));
             store.call_hook_async(Turns);
-            enter(store).await
+            let answer = enter(&mut store).await;
+            (answer, (Some(store), under_way))
         };
-        let running = AssertUnwindSafe(apart::run(guest.boxed(), &trace.busy)).catch_unwind();
+        let running = AssertUnwindSafe(apart::run(guest.boxed(), &trace.busy, &loaded.steps)).catch_unwind();
         let lost = match timeout_at(deadline, running).await {
             Ok(Ok(Ok(Ok(answer)))) => return Ok(answer),
             Ok(Ok(Ok(Err(error)))) => return Err(classify(&error, loaded, &trace)),
@@ -273,7 +278,7 @@ fn fresh_state(loaded: &Loaded, dry_run: bool, trace: Arc<Trace>) -> State {
     let turn = Turn::first(loaded.runtime.ticker.ticks());
     State::new(
         &loaded.runtime.limits,
-        loaded.memory,
+        loaded.room,
         loaded.settings.clone(),
         loaded.secrets.clone(),
         egress,
@@ -286,7 +291,7 @@ fn fresh_state(loaded: &Loaded, dry_run: bool, trace: Arc<Trace>) -> State {
 fn classify(error: &wasmtime::Error, loaded: &Loaded, trace: &Trace) -> Failure {
     let limits = &loaded.runtime.limits;
     if trace.out_of_memory.load(Ordering::Relaxed) {
-        return Failure::limited(FailureKind::Memory, format!("memory of {}", show_size(loaded.memory)));
+        return Failure::limited(FailureKind::Memory, format!("memory of {}", show_size(loaded.room.memory)));
     }
     if trace.out_of_tables.load(Ordering::Relaxed) {
         return Failure::limited(FailureKind::Resources, format!("{} table elements", limits.table_elements));
@@ -304,7 +309,7 @@ fn classify(error: &wasmtime::Error, loaded: &Loaded, trace: &Trace) -> Failure 
         );
     }
     for (what, limit) in [
-        ("instance", format!("{} core instances", limits.instances)),
+        ("instance", format!("{} core instances", loaded.room.instances)),
         ("memory", format!("{} core memories", limits.memories)),
         ("table", format!("{} core tables", limits.memories)),
     ] {
@@ -356,6 +361,7 @@ mod tests {
     use crate::places::Places;
     use crate::plugin::{Hooks, Inner, Terms, Timeouts};
     use crate::runtime::Runtime;
+    use crate::state::Room;
     use crate::tls::Tls;
     use crate::view::{Mode, OnError};
 
@@ -383,13 +389,14 @@ mod tests {
         let loaded = Loaded {
             hooks: Hooks::default(),
             timeout: Timeouts::new(&runtime.limits, None),
-            memory: 1 << 20,
+            room: Room { memory: 1 << 20, instances: 1 },
             settings: "{}".into(),
             secrets: Arc::default(),
             policy: Arc::new(policy),
             read: Vec::new(),
             env: Vec::new(),
             places: Places::one(),
+            steps: Arc::default(),
             runtime,
         };
         Plugin(Arc::new(Inner { terms, stats: Arc::default(), body: Body::Loaded(Box::new(loaded)) }))

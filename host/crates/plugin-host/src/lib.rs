@@ -13,9 +13,10 @@
 //!
 //! A call waits for one of the `places`, of which each plugin has one that no other can take, gets a fresh store, and never
 //! leaves anything behind. The `ticker` ends each `turn` of a guest after a millisecond, whether it computes or calls the host,
-//! and one that needs several turns or much memory goes on `apart`, on a thread of its own; a wall-clock deadline ends it
-//! wherever it is, and the [limits](Limits) bound what it may use. What comes out is checked by the `hook` that
-//! asked: JSON must be JSON, a path must point at something, text is cleaned of control characters and secrets.
+//! and one that needs several turns or much memory goes on `apart`, on a thread of its own, as do the first calls of a version,
+//! whose steps nobody knows yet; a wall-clock deadline ends it wherever it is, and the [limits](Limits) bound what it may use.
+//! What comes out is checked by the `hook` that asked: JSON must be JSON, a path must point at something, text is cleaned of
+//! control characters and secrets.
 //!
 //! The only way out is HTTP through the two gates of `egress`. Everything else of WASI is linked, because Python and
 //! JavaScript import it, over an empty context.

@@ -23,7 +23,8 @@ pub struct Limits {
     /// Table elements of one call, summed over all tables (131,072, at 8 bytes 1 MiB). Python's interpreter needs about
     /// ten thousand.
     pub table_elements: u64,
-    /// Core instances of one call (200). A Python component links about thirty modules.
+    /// Core instances of one call (200). A Python component links about thirty modules. Fewer, where those of the component's
+    /// largest module would take more than 128 MiB together.
     pub instances: usize,
     /// Core memories and tables of one call, each (100). Components have one memory and a table for each module.
     pub memories: usize,

@@ -1,5 +1,6 @@
 //! One loaded version of a plugin, as the service holds it while it calls.
 
+use crate::apart::Steps;
 use crate::bindings;
 use crate::egress::Policy;
 use crate::grant::variable::AllowedVariable;
@@ -7,7 +8,7 @@ use crate::limits::Limits;
 use crate::places::Places;
 use crate::runtime::Runtime;
 use crate::secret::Secrets;
-use crate::state::State;
+use crate::state::{Room, State};
 use crate::stats::Stats;
 use crate::view::{Hook, Mode, OnError, Stage};
 use serde::{Deserialize, Serialize};
@@ -50,8 +51,7 @@ pub(crate) struct Loaded {
     pub runtime: Arc<Runtime>,
     pub hooks: Hooks,
     pub timeout: Timeouts,
-    /// Bytes of linear memory of a call.
-    pub memory: u64,
+    pub room: Room,
     pub settings: Arc<str>,
     pub secrets: Arc<Secrets>,
     pub policy: Arc<Policy>,
@@ -59,6 +59,8 @@ pub(crate) struct Loaded {
     pub env: Vec<AllowedVariable>,
     /// Places for its calls.
     pub places: Places,
+    /// What its calls have shown of their steps.
+    pub steps: Arc<Steps>,
 }
 
 #[derive(Clone, Copy)]

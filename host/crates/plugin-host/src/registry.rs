@@ -120,7 +120,7 @@ impl Entry {
             profiles: terms.map_or_else(|| manifest.profiles.clone(), |terms| terms.profiles.clone()),
             on_error: terms.map_or(manifest.on_error, |terms| terms.on_error),
             timeout_seconds: loaded.map(|loaded| loaded.timeout.answer.as_secs_f64()),
-            memory_bytes: loaded.map(|loaded| loaded.memory),
+            memory_bytes: loaded.map(|loaded| loaded.room.memory),
             settings_schema: facts.settings_schema.clone(),
             load_seconds: loaded.map(|_| facts.load.as_secs_f64()),
             compile_seconds: loaded.and(facts.compile).map(|took| took.as_secs_f64()),

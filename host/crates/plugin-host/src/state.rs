@@ -18,6 +18,15 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 /// interrupt: of so much it takes about a millisecond, as long as a turn. Plugins in Rust have a quarter of it.
 const MEMORY_HERE: u64 = 4 << 20;
 
+/// What a call of one plugin may have of what differs from plugin to plugin.
+#[derive(Clone, Copy)]
+pub struct Room {
+    /// Bytes of linear memory.
+    pub memory: u64,
+    /// Core instances.
+    pub instances: usize,
+}
+
 /// What outlives the store of one call: the store is gone when a call was cut off at its deadline.
 pub struct Trace {
     /// What the guest logged and printed.
@@ -88,7 +97,7 @@ pub struct State {
 impl State {
     pub fn new(
         limits: &Limits,
-        memory: u64,
+        room: Room,
         settings: Arc<str>,
         secrets: Arc<Secrets>,
         egress: Egress,
@@ -110,11 +119,11 @@ impl State {
             turn,
             limiter: Limiter {
                 memory: 0,
-                memory_limit: memory,
+                memory_limit: room.memory,
                 last_growth: 0,
                 table_elements: 0,
                 table_limit: limits.table_elements,
-                instances: limits.instances,
+                instances: room.instances,
                 memories: limits.memories,
                 trace: trace.clone(),
             },

@@ -16,6 +16,8 @@ const FOREVER: &str = "(loop $forever (br $forever))";
 fn guests() -> Vec<(&'static str, Guest)> {
     let table = "(loop $more (br_if $more (i32.ne (i32.const -1) (table.grow $t (ref.null func) (i32.const 4096))))) unreachable";
     let memory = "(loop $more (br_if $more (i32.ne (i32.const -1) (memory.grow (i32.const 16))))) (memory.fill (i32.const 32768) (i32.const 1) (i32.const 90000000)) unreachable";
+    let full =
+        "(drop (memory.grow (i32.const 1600))) (memory.fill (i32.const 32768) (i32.const 1) (i32.const 100000000))";
     // Each time one instruction, which nothing can interrupt.
     let fill = "(drop (memory.grow (i32.const 1600))) (loop $again (memory.fill (i32.const 32768) (i32.const 1) (i32.const 100000000)) (memory.copy (i32.const 32768) (i32.const 65536) (i32.const 100000000)) (br $again)) unreachable";
     let answer =
@@ -28,9 +30,11 @@ fn guests() -> Vec<(&'static str, Guest)> {
         ("recursion", Guest::validating("(call $deep) i32.const 1024").fields("(func $deep (call $deep))")),
         ("memory bomb", Guest::validating(memory)),
         ("100 MiB at once", Guest::validating(fill)),
+        ("100 MiB, then an answer", Guest::validating(&format!("{full} {}", Guest::no_problems()))),
         ("two memories", Guest::harmless().pages(1100).fields("(memory $second 1100)")),
         ("table bomb", Guest::validating(table).fields("(table $t 1 funcref)")),
         ("many instances", Guest::harmless().parts(&format!("(core module $empty) {many}"))),
+        ("long to link", Guest::linking(20_000, 90)),
         ("huge answer", Guest::validating(answer).pages(1024)),
         ("huge log message", Guest::validating(log).pages(1024)),
         ("host calls in a row", Guest::talking("unreachable")),

@@ -45,10 +45,10 @@ async fn completed(
     };
     let delivery = wit::Delivery { id: delivery.id.clone(), attempt: delivery.attempt };
     let answer = call
-        .run(loaded.timeout.complete, move |mut store| {
+        .run(loaded.timeout.complete, move |store| {
             async move {
-                let instance = hook.instantiate_async(&mut store).await?;
-                instance.taxiway_plugin_complete().call_completed(&mut store, &job, &outcome, &delivery).await
+                let instance = hook.instantiate_async(&mut *store).await?;
+                instance.taxiway_plugin_complete().call_completed(&mut *store, &job, &outcome, &delivery).await
             }
             .boxed()
         })

@@ -45,12 +45,12 @@ impl Plugin {
         let Some(hook) = loaded.hooks.metadata.clone() else { return Ok(None) };
         let settings = loaded.settings.as_ref().to_owned();
         let (description, problems) = call
-            .run(loaded.timeout.answer, move |mut store| {
+            .run(loaded.timeout.answer, move |store| {
                 async move {
-                    let instance = hook.instantiate_async(&mut store).await?;
+                    let instance = hook.instantiate_async(&mut *store).await?;
                     let metadata = instance.taxiway_plugin_metadata();
-                    let description: wit::Description = metadata.call_describe(&mut store).await?;
-                    let problems = metadata.call_check_settings(&mut store, &settings).await?;
+                    let description: wit::Description = metadata.call_describe(&mut *store).await?;
+                    let problems = metadata.call_check_settings(&mut *store, &settings).await?;
                     Ok((description, problems))
                 }
                 .boxed()

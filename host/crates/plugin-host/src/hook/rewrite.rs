@@ -42,10 +42,10 @@ async fn rewritten(call: &mut Call<'_>, job: &JobView, context: &Context) -> Res
     let (for_guest, context) = (job_for_guest(job), context_for_guest(context));
     let given = for_guest.config.len();
     let answer = call
-        .run(loaded.timeout.answer, move |mut store| {
+        .run(loaded.timeout.answer, move |store| {
             async move {
-                let instance = hook.instantiate_async(&mut store).await?;
-                instance.taxiway_plugin_rewrite().call_rewrite(&mut store, &for_guest, &context).await
+                let instance = hook.instantiate_async(&mut *store).await?;
+                instance.taxiway_plugin_rewrite().call_rewrite(&mut *store, &for_guest, &context).await
             }
             .boxed()
         })

@@ -22,10 +22,10 @@ impl Plugin {
         let hook = loaded.hooks.validate.clone().ok_or_else(|| no_such_hook(Hook::Validate))?;
         let (for_guest, context) = (job_for_guest(job), context_for_guest(context));
         let answer = call
-            .run(loaded.timeout.answer, move |mut store| {
+            .run(loaded.timeout.answer, move |store| {
                 async move {
-                    let instance = hook.instantiate_async(&mut store).await?;
-                    instance.taxiway_plugin_validate().call_validate(&mut store, &for_guest, &context).await
+                    let instance = hook.instantiate_async(&mut *store).await?;
+                    instance.taxiway_plugin_validate().call_validate(&mut *store, &for_guest, &context).await
                 }
                 .boxed()
             })

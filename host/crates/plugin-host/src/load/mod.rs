@@ -2,6 +2,7 @@
 
 mod component;
 mod error;
+mod instances;
 mod one;
 
 pub use error::LoadError;

@@ -1,6 +1,6 @@
 //! Loading one plugin: read, check, compile, link, ask. Nothing here touches what is in force.
 
-use super::{LoadError, component};
+use super::{LoadError, component, instances};
 use crate::compile::Cache;
 use crate::digest;
 use crate::egress::Policy;
@@ -12,6 +12,7 @@ use crate::places::Places;
 use crate::plugin::{Body, Inner, Loaded, Plugin, Terms, Timeouts};
 use crate::runtime::Runtime;
 use crate::secret::Secrets;
+use crate::state::Room;
 use crate::stats::Stats;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -128,11 +129,12 @@ pub(crate) async fn load(
 ) -> Result<NewPlugin, LoadError> {
     let begun = Instant::now();
     let runtime = &ingredients.runtime;
-    let sha256 = {
+    let (sha256, instances) = {
         let _one_of_few = turn(&ingredients.reading).await?;
         let (bytes, sha256) = read(ingredients, origin).await?;
         component::sniff(&bytes)?;
-        sha256
+        let limit = runtime.limits.instances;
+        (sha256, blocking(move || instances::allowed(&bytes, limit)).await?)
     };
     if let Some(pin) = &manifest.sha256
         && pin.0 != sha256
@@ -188,17 +190,19 @@ pub(crate) async fn load(
         on_error: manifest.on_error,
     };
     let settings: Arc<str> = settings_as_json(&manifest.settings).to_string().into();
+    let steps = Arc::default();
     let loaded = |places| Loaded {
         runtime: runtime.clone(),
         hooks: linked.clone(),
         timeout: Timeouts::new(&runtime.limits, manifest.timeout),
-        memory: manifest.memory.unwrap_or(runtime.limits.memory),
+        room: Room { memory: manifest.memory.unwrap_or(runtime.limits.memory), instances },
         settings: settings.clone(),
         secrets: secrets.clone(),
         policy: policy.clone(),
         read: grants.read.clone(),
         env: grants.env.clone(),
         places,
+        steps: Arc::clone(&steps),
     };
     // Its metadata is called before the version is known, and is not among its calls for jobs.
     let description = {

@@ -76,6 +76,18 @@ impl Guest {
             .calling("write", "streams", "[method]output-stream.write", "(param i32 i32 i32 i32)")
     }
 
+    /// A guest that agrees, but is made of so many instances of one module with so many imports: making them is one step, which
+    /// nothing can interrupt.
+    pub fn linking(imports: u32, instances: u32) -> Guest {
+        let each = |text: &dyn Fn(u32) -> String| (0..imports).map(text).collect::<String>();
+        Guest::harmless().parts(&format!(
+            "(core instance $many {}) (core module $wide {}) {}",
+            each(&|i| format!("(export \"{i}\" (func $log))")),
+            each(&|i| format!("(import \"m\" \"{i}\" (func (param i32 i32 i32)))")),
+            "(core instance (instantiate $wide (with \"m\" (instance $many))))".repeat(instances as usize),
+        ))
+    }
+
     /// A guest whose `rewrite` answers with this text as the configuration.
     pub fn rewriting_to(config: &str) -> Guest {
         let code = format!(
