@@ -222,7 +222,7 @@ pub async fn open(options: Options, file: &Path, manifest: Option<&Path>) -> Res
         (None, _) => Origin::File(file.to_owned()),
     };
     let kept = Kept::new(&ingredients.runtime);
-    let mut new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::new(|| ())).await?;
+    let mut new = load(&ingredients, &name, &manifest, &origin, &kept, &Loading::new(|| ()), None).await?;
     if !manifest.enabled {
         new.facts.warnings.push("its manifest has enabled = false: the service would not call it".to_owned());
     }

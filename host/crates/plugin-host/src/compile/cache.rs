@@ -1,6 +1,7 @@
 //! Compiled code on disk, by content, wasmtime version and settings.
 
 use super::COMPILER_ARGUMENT;
+use super::turns::{First, Turn, Turns};
 use crate::folder;
 use crate::limits::Limits;
 use crate::quantity::{show_duration, show_size};
@@ -14,7 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
-use tokio::sync::{Mutex, MutexGuard};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -29,13 +29,10 @@ pub struct Cache {
     limits: Arc<Limits>,
     /// Code from another engine or other settings has another name.
     settings: u64,
-    compiling: Mutex<()>,
+    turns: Arc<Turns>,
     /// Compilers started so far: each has files of its own, since those of the one before are removed when there is time.
     started: AtomicU64,
 }
-
-/// The right to compile. There is one.
-pub struct Turn<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
 
 /// Why there is no compiled code.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +87,7 @@ impl Cache {
             engine,
             limits,
             settings: hasher.finish(),
-            compiling: Mutex::new(()),
+            turns: Turns::new(),
             started: AtomicU64::new(0),
         };
         cache.sweep();
@@ -105,9 +102,14 @@ impl Cache {
         tokio::task::spawn_blocking(move || load(&engine, &path)).await.ok().flatten()
     }
 
+    /// Lets one load compile before those that have no such right.
+    pub fn first(&self) -> First {
+        self.turns.first()
+    }
+
     /// Waits until no other component is being compiled.
-    pub async fn turn(&self) -> Turn<'_> {
-        Turn(self.compiling.lock().await)
+    pub async fn turn(&self, first: Option<&First>) -> Turn<'_> {
+        self.turns.take(first).await
     }
 
     /// Compiles the component with this digest.

@@ -1,7 +1,7 @@
 //! Loading one plugin: read, check, compile, link, ask. Nothing here touches what is in force.
 
 use super::{LoadError, component, instances};
-use crate::compile::Cache;
+use crate::compile::{Cache, First};
 use crate::digest;
 use crate::egress::Policy;
 use crate::folder;
@@ -118,7 +118,7 @@ pub(crate) struct Facts {
     pub compile: Option<Duration>,
 }
 
-/// Loads one plugin, up to and including its `metadata`.
+/// Loads one plugin, up to and including its `metadata`. With `first` it is compiled before others.
 pub(crate) async fn load(
     ingredients: &Ingredients,
     name: &str,
@@ -126,6 +126,7 @@ pub(crate) async fn load(
     origin: &Origin,
     kept: &Kept,
     loading: &Loading,
+    first: Option<First>,
 ) -> Result<NewPlugin, LoadError> {
     let begun = Instant::now();
     let runtime = &ingredients.runtime;
@@ -143,8 +144,9 @@ pub(crate) async fn load(
     }
     let (compiled, compile) = match ingredients.cache.find(&sha256).await {
         Some(found) => (found, None),
-        None => compile(ingredients, origin, &sha256, loading).await?,
+        None => compile(ingredients, origin, &sha256, loading, first.as_ref()).await?,
     };
+    drop(first);
     let linked = {
         let runtime = runtime.clone();
         blocking(move || component::link(&runtime, &compiled)).await??
@@ -236,9 +238,10 @@ async fn compile(
     origin: &Origin,
     sha256: &str,
     loading: &Loading,
+    first: Option<&First>,
 ) -> Result<(Component, Option<Duration>), LoadError> {
     loading.is_not_cached();
-    let turn = ingredients.cache.turn().await;
+    let turn = ingredients.cache.turn(first).await;
     if let Some(found) = ingredients.cache.find(sha256).await {
         return Ok((found, None));
     }

@@ -148,7 +148,8 @@ impl Loader {
                 known.leave();
             }
         }
-        for (name, wanted) in wanted {
+        let (guards, others): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(name, _)| self.guarded(name));
+        for (name, wanted) in guards.into_iter().chain(others) {
             self.want(name, wanted);
         }
         self.let_go();
@@ -178,6 +179,12 @@ impl Loader {
         if self.settled { names.collect() } else { names.chain(self.remembered.names()).collect() }
     }
 
+    /// Whether submissions wait for this plugin because it was in force when the service ended. It is compiled before those that
+    /// keep nobody waiting.
+    fn guarded(&self, name: &str) -> bool {
+        !self.settled && self.remembered.get(name).is_some()
+    }
+
     /// Says that the folder cannot be used. What is in force stays, and what was in force when the service ended fails in
     /// every call: it may not be passed by because its folder is missing.
     async fn cannot_scan(&mut self, error: String, first: bool) {
@@ -199,6 +206,7 @@ impl Loader {
 
     /// Starts loading what is wanted under a name, if it is not what was tried last.
     fn want(&mut self, name: String, wanted: Wanted) {
+        let first = self.guarded(&name).then(|| self.ingredients.cache.first());
         let kept = || Kept::new(&self.ingredients.runtime);
         let known = self.known.entry(name.clone()).or_insert_with(|| Known::new(&name, kept()));
         known.leaves = false;
@@ -228,7 +236,7 @@ impl Loader {
         known.entry.loading = Some(loading.clone());
         let (ingredients, kept, origin) = (self.ingredients.clone(), known.entry.kept.clone(), origin.clone());
         known.load = Some(self.loads.spawn(async move {
-            let result = AssertUnwindSafe(load(&ingredients, &name, &manifest, &origin, &kept, &loading));
+            let result = AssertUnwindSafe(load(&ingredients, &name, &manifest, &origin, &kept, &loading, first));
             let result = result.catch_unwind().await;
             let result = result.unwrap_or_else(|_| Err(LoadError::Inside("a panic".to_owned())));
             Loaded { name, loading, result }

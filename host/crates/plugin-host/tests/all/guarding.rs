@@ -118,6 +118,20 @@ async fn the_first_start_waits_for_all_that_is_there_and_a_later_one_for_what_wa
 }
 
 #[tokio::test]
+async fn what_was_in_force_is_compiled_before_what_was_not_when_the_cache_is_gone() {
+    let bench = Bench::with("guard.wasm", harmless());
+    drop(bench.host().await);
+    std::fs::remove_dir_all(bench.options().cache_dir).unwrap();
+    for name in ["a.wasm", "z.wasm"] {
+        bench.put(name, slow_to_compile());
+    }
+    let host = bench.host().await;
+    let states: Vec<_> = host.plugins().into_iter().map(|status| (status.name, status.state)).collect();
+    assert_eq!(states[1], ("guard".to_owned(), PluginState::InForce));
+    assert!(states.iter().filter(|(_, state)| *state == PluginState::InForce).count() == 1, "{states:?}");
+}
+
+#[tokio::test]
 async fn what_was_in_force_counts_from_the_first_moment_of_the_next_start() {
     let bench = Bench::with("guard.wasm", harmless());
     drop(bench.host().await);
