@@ -22,7 +22,15 @@ pub(crate) struct Stat {
     pub(crate) parent: i32,
     pub(crate) group: i32,
     pub(crate) session: i32,
+    pub(crate) threads: u32,
     pub(crate) start_time: u64,
+}
+
+impl Stat {
+    /// Whether it has not ended. One whose first thread has is shown as a zombie, although others may go on.
+    pub(crate) fn lives(&self) -> bool {
+        !matches!(self.state, b'Z' | b'X') || self.threads > 1
+    }
 }
 
 /// Reads `/proc/PID/stat`; none when there is no such process.
@@ -36,9 +44,10 @@ pub(crate) fn stat(pid: i32) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
     let session = fields.next()?.parse().ok()?;
-    // Fields 7 to 21 lie between the session (6) and the start time (22).
-    let start_time = fields.nth(15)?.parse().ok()?;
-    Some(Stat { state, parent, group, session, start_time })
+    // Fields 7 to 19 lie between the session (6) and the number of threads (20), one before the start time (22).
+    let threads = fields.nth(13)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, parent, group, session, threads, start_time })
 }
 
 /// Every process of the machine that can be seen.
@@ -51,7 +60,7 @@ pub(crate) fn all() -> io::Result<Vec<i32>> {
 }
 
 /// The children of all threads of a process, or none when it is gone.
-fn children(pid: i32) -> io::Result<Vec<i32>> {
+pub(crate) fn children(pid: i32) -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = task?.path().join("children");
@@ -130,9 +139,8 @@ impl Handle {
             return Ok(None);
         }
         let Some(stat) = found else { return Err(io::Error::other(format!("cannot read /proc/{pid}/stat"))) };
-        let is_alive = !matches!(stat.state, b'Z' | b'X');
         let is_the_same = start_time.is_none_or(|expected| expected == stat.start_time);
-        Ok((is_alive && is_the_same).then_some(Self { start_time: stat.start_time, fd }))
+        Ok((stat.lives() && is_the_same).then_some(Self { start_time: stat.start_time, fd }))
     }
 
     fn signal(&self, signal: i32) -> io::Result<()> {

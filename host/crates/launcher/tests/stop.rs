@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Bench, Start, kill, processes_of, sh};
+use support::{Bench, PROGRAM, Start, kill, processes_of, sh};
 use taxiway_launcher::{Launcher, Status, Stop, StoppedBy};
 
 const SOON: Stop = Stop { grace: Some(Duration::from_millis(200)), signal: None };
@@ -37,6 +37,14 @@ async fn a_job_that_ignores_sigterm_is_killed_after_its_grace() {
     let mut bench = Bench::new();
     let (_, record) = stop(&mut bench, "trap '' TERM; echo up; while :; do sleep 1000; done", SOON).await;
     assert_eq!(record.status, Status::Signaled(libc::SIGKILL));
+}
+
+#[tokio::test]
+async fn a_process_whose_first_thread_has_ended_is_killed_too() {
+    let mut bench = Bench::new();
+    let script = format!("setsid '{PROGRAM}' leaderless & while :; do sleep 1000; done");
+    let (_, record) = stop(&mut bench, &script, SOON).await;
+    assert_eq!(record.clean.map(|clean| clean.leftovers), Some(1));
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 //!
 //! `host JOBS_DIR JOB LAUNCH PHASE COMMAND…` takes one launch to a phase, prints a line, and then waits to be killed. The line is
 //! the job's pid where it has one.
+//!
+//! `leaderless` is a job that ignores SIGTERM and whose first thread has ended.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -17,10 +19,33 @@ fn main() -> ExitCode {
     if let Some(status) = taxiway_launcher::dispatch_spawner(&args) {
         return status;
     }
+    if args.get(1).is_some_and(|argument| argument == "leaderless") {
+        leaderless();
+    }
     let args: Vec<String> = args.into_iter().map(|arg| arg.into_string().expect("UTF-8")).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(host(&args[2..]));
     ExitCode::SUCCESS
+}
+
+/// Ends the thread that it is called in, and not the process.
+fn leaderless() -> ! {
+    // SAFETY: no handler is set.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    std::thread::spawn(|| {
+        // No event tells of it.
+        while !std::fs::read_to_string("/proc/self/stat").expect("/proc").contains(") Z ") {
+            std::thread::yield_now();
+        }
+        println!("up");
+        loop {
+            std::thread::park();
+        }
+    });
+    loop {
+        // SAFETY: nothing of this thread's is in use elsewhere. The call does not return.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
 }
 
 async fn host(args: &[String]) {
