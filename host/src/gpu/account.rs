@@ -123,6 +123,14 @@ impl Account {
         new
     }
 
+    /// Goes on with what was counted before; what went wrong since counts too.
+    pub(super) fn continue_from(&mut self, before: Self) {
+        let since = std::mem::replace(self, before);
+        for fault in &since.faults {
+            self.note(fault);
+        }
+    }
+
     pub(super) fn measured(&self) -> Measured {
         let energy: Option<Vec<u64>> = self.gpus.iter().map(|gpu| gpu.energy.map(|(begun, now)| now - begun)).collect();
         Measured {

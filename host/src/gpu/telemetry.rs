@@ -97,6 +97,17 @@ impl Telemetry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What an earlier service left of each launch for which that was not looked for yet.
+    fn left_accounts(&self) -> HashMap<LaunchId, Option<Account>> {
+        let adopted: Vec<(LaunchId, JobId, PathBuf)> = {
+            let state = self.lock();
+            let adopted = state.held.iter().filter(|(_, held)| held.adopted);
+            adopted.map(|(launch, held)| (*launch, held.job, held.directory.clone())).collect()
+        };
+        // The queue's owner waits for the lock, and must not wait for a disk.
+        adopted.into_iter().map(|(launch, job, directory)| (launch, left_account(job, &directory))).collect()
+    }
+
     /// Notes a reading of an energy counter.
     pub(super) fn energy(&self, uuid: &str, millijoules: Option<u64>) {
         if let Some(millijoules) = millijoules {
@@ -258,6 +269,7 @@ impl Inner {
 
     /// Adds what was read to recent samples and to the accounts of launches.
     fn add(&self, metered: &HashMap<(LaunchId, String), Metered>) {
+        let mut left = self.telemetry.left_accounts();
         let (at, now) = (Time::now(), Instant::now());
         let mut guard = self.telemetry.lock();
         let State { held, recent, energy, .. } = &mut *guard;
@@ -269,7 +281,9 @@ impl Inner {
             }
         }
         for (launch, held) in held {
-            held.take_over();
+            if let Some(account) = left.remove(launch) {
+                held.take_over(account);
+            }
             let seconds = now.duration_since(held.added).as_secs_f64();
             let peak = held.account.measured().peak_gpu_memory_bytes;
             held.account.add(at, seconds, |uuid| metered.get(&(*launch, uuid.to_owned())).cloned());
@@ -333,7 +347,9 @@ impl Inner {
         let Some(mut held) = self.telemetry.lock().held.remove(&launch) else {
             return Released { looked, measured: Measured::default() };
         };
-        held.take_over();
+        if held.adopted {
+            held.take_over(left_account(held.job, &held.directory));
+        }
         let seconds = held.added.elapsed().as_secs_f64();
         held.account.add(Time::now(), seconds, |uuid| metered.get(uuid).cloned());
         let measured = held.account.measured();
@@ -343,20 +359,22 @@ impl Inner {
 }
 
 impl Held {
-    /// Goes on with the account that an earlier service left.
-    fn take_over(&mut self) {
-        if !std::mem::take(&mut self.adopted) {
-            return;
-        }
-        match Account::load(&self.directory) {
-            Ok(Some(account)) if account.uuids().eq(self.account.uuids()) => self.account = account,
-            Ok(_) => {}
-            Err(error) => {
-                let file = self.directory.display();
-                tracing::warn!(job = %self.job, %error, %file, "what a job used of its GPUs before cannot be read");
-            }
+    /// Goes on with the account that an earlier service left, if it is of the same GPUs.
+    fn take_over(&mut self, left: Option<Account>) {
+        self.adopted = false;
+        if let Some(left) = left.filter(|left| left.uuids().eq(self.account.uuids())) {
+            self.account.continue_from(left);
         }
     }
+}
+
+/// The account that an earlier service left of a launch.
+fn left_account(job: JobId, directory: &Path) -> Option<Account> {
+    Account::load(directory).unwrap_or_else(|error| {
+        let file = directory.display();
+        tracing::warn!(%job, %error, %file, "what a job used of its GPUs before cannot be read");
+        None
+    })
 }
 
 fn save(account: &Account, directory: &Path) {
