@@ -53,6 +53,8 @@ pub struct Service {
 /// # Errors
 /// When it cannot start; each error says what to do.
 pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    // Asked before the first process is started.
+    let started_alone = taxiway_launcher::started_alone();
     // Held until the end: one service on one data directory.
     let _claim = DataDir::claim(&settings.data_dir)?;
     let server = api::Server::bind(&settings).await?;
@@ -81,8 +83,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     });
 
     let (events, launcher_events) = mpsc::channel(LAUNCHER_EVENTS);
-    let launcher =
-        LocalLauncher::start(launcher_options(&settings, groups), events).context("cannot start the launcher")?;
+    let launcher = LocalLauncher::start(launcher_options(&settings, groups, started_alone), events)
+        .context("cannot start the launcher")?;
     let drained = CancellationToken::new();
     let queue = queue::start(queue::Options {
         store: store.clone(),
@@ -137,9 +139,10 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     Ok(())
 }
 
-fn launcher_options(settings: &Settings, groups: Option<Delegated>) -> taxiway_launcher::Options {
+fn launcher_options(settings: &Settings, groups: Option<Delegated>, started_alone: bool) -> taxiway_launcher::Options {
     taxiway_launcher::Options {
         groups,
+        started_alone,
         ..taxiway_launcher::Options::new(
             settings.jobs_dir(),
             // A spawner that has to be started again is this program's also after its file was replaced.

@@ -63,6 +63,17 @@ impl Process {
         Self::find(parent.trim().parse().ok()?)
     }
 
+    /// Whether it waits in poll(2), as a shim does once it is armed; true also where the kernel does not say (proc_pid_syscall(5)).
+    fn waits_in_poll(self) -> bool {
+        let Ok(call) = fs::read_to_string(format!("/proc/{}/syscall", self.pid)) else { return true };
+        let number = call.split_ascii_whitespace().next().and_then(|number| number.parse::<libc::c_long>().ok());
+        #[cfg(target_arch = "x86_64")]
+        let polls = [libc::SYS_poll, libc::SYS_ppoll];
+        #[cfg(not(target_arch = "x86_64"))]
+        let polls = [libc::SYS_ppoll];
+        number.is_some_and(|number| polls.contains(&number))
+    }
+
     /// Sends SIGKILL and waits for its end.
     pub fn kill(self) {
         self.signal(libc::SIGKILL);
@@ -85,6 +96,19 @@ impl Process {
     }
 }
 
+/// The children of a process that have ended and that it has not waited for.
+#[must_use]
+pub fn zombies_of(parent: i32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let zombie = format!("Z {parent} ");
+    pids.filter(|pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(&zombie))
+    })
+    .collect()
+}
+
 /// The shim that holds the lock of the latest launch of a job, once there is one.
 pub async fn shim_of(jobs_dir: &Path, job_id: &str) -> Process {
     crate::patiently("a shim", async {
@@ -98,6 +122,19 @@ pub async fn shim_of(jobs_dir: &Path, job_id: &str) -> Process {
         }
     })
     .await
+}
+
+/// The same, once it is armed. One that is stopped before is never ready, and its launch is given up after half a minute.
+pub async fn armed_shim_of(jobs_dir: &Path, job_id: &str) -> Process {
+    let shim = shim_of(jobs_dir, job_id).await;
+    crate::patiently("an armed shim", async {
+        while !shim.waits_in_poll() {
+            // As above.
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    shim
 }
 
 /// The process that holds a record lock on a file (fcntl_locking(2)).

@@ -2,7 +2,7 @@
 //! says. `make kills` does it a hundred times for each victim in each state.
 
 use serde_json::json;
-use taxiway_tests::processes::{Process, of_job, shim_of};
+use taxiway_tests::processes::{Process, of_job, shim_of, zombies_of};
 use taxiway_tests::{Bell, Events, Gate, Place, Random, Server, number, sh};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,4 +180,28 @@ async fn a_shim_killed_in_any_state_takes_its_job_with_it_and_nothing_runs_twice
 #[tokio::test]
 async fn service_and_shim_killed_together_in_any_state_leave_nothing_and_nothing_runs_twice() {
     rounds(Victim::Both).await;
+}
+
+#[tokio::test]
+async fn a_shim_and_the_spawner_above_it_killed_together_leave_nothing_behind() {
+    let server = Place::new().start().await;
+    let mut events = server.events().await;
+    let directory = server.place().path().to_owned();
+    let mut bell = Bell::new(&directory, "bell");
+    // What has neither the launch's environment nor its session nor any ancestor of the job's.
+    let hidden = directory.join("hidden.sh");
+    std::fs::write(&hidden, format!("{}; sleep 1000; exit", bell.ring("$$"))).expect("written");
+    let job = server.submit(sh(&format!("(setsid env -i sh '{}' &); sleep 1000", hidden.display()))).await;
+    events.job(job.id(), "running").await;
+    let hidden = Process::find(bell.pid().await).expect("it runs");
+    let shim = shim_of(&server.place().jobs_dir(), job.id()).await;
+    shim.parent().expect("a spawner").signal(libc::SIGKILL);
+    shim.signal(libc::SIGKILL);
+    assert_eq!(events.end_of(job.id()).await, "failed");
+    assert_eq!(server.job(job.id()).await.failure_class(), Some("host_lost"));
+    assert!(!hidden.is_alive(), "{hidden:?} lives on");
+    let zombies = zombies_of(server.pid());
+    assert!(zombies.is_empty(), "not waited for: {zombies:?}");
+    let last = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(last.id()).await, "completed", "the line goes on");
 }

@@ -57,6 +57,6 @@ pub use launch::{
     AdoptedPhase, ConfigFile, Event, GoError, LaunchPlan, Launcher, PrepareError, Settlement, Started, Stop,
     StoredPhase, Unsettled,
 };
-pub use local::{LocalLauncher, Options, StartError};
+pub use local::{LocalLauncher, Options, StartError, started_alone};
 pub use record::{Clean, ExitRecord, LaunchError, Status, StoppedBy};
 pub use spawner::dispatch_spawner;

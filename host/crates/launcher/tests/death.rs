@@ -3,7 +3,7 @@
 mod support;
 
 use support::{Bench, Host, Start, gated, gone, kill, lives, lock_holder, parent, processes_of, sh};
-use taxiway_launcher::{AdoptedPhase, Event, Launcher, Settlement, Status, StoredPhase, Unsettled};
+use taxiway_launcher::{AdoptedPhase, Event, Launcher, Settlement, Status, Stop, StoredPhase, Unsettled};
 
 #[tokio::test]
 async fn a_host_killed_before_go_leaves_a_launch_that_never_started() {
@@ -239,17 +239,32 @@ async fn a_spawner_that_dies_takes_no_job_with_it_and_another_is_started() {
 
 #[tokio::test]
 async fn spawner_and_shim_killed_together_under_a_living_host_leave_nothing() {
-    let mut bench = Bench::new();
-    let (start, process) =
-        bench.run(sh("setsid sleep 1000 & (setsid sleep 1000 &); echo up; sleep 1000; exit 0")).await;
+    // Tests that share this process may have children that are no job's.
+    let mut bench = Bench::with(|options| options.started_alone = true);
+    let (other, _) = bench.run(sh("sleep 1000")).await;
+    let hidden = "(setsid env -i sh -c 'setsid sleep 1000 & echo up; sleep 1000; exit 0' &)";
+    let (start, process) = bench.run(sh(&format!("setsid sleep 1000 & {hidden}; sleep 1000; exit 0"))).await;
     bench.log_has(start, "up").await;
     let shim = parent(process.pid);
     let spawner = parent(shim);
+    let orphans = descendants(shim);
+    assert!(orphans.len() >= 4, "{orphans:?}");
     kill(spawner, libc::SIGKILL);
     kill(shim, libc::SIGKILL);
     assert!(matches!(bench.settlement(start).await, Settlement::Lost { .. }));
     let left = processes_of(start.launch);
     assert!(left.is_empty(), "{left:?}");
+    for pid in orphans {
+        assert!(!lives(pid), "{pid} lives on");
+        assert!(!is_zombie(pid), "{pid} was not waited for");
+    }
+    bench.launcher.stop(other.launch, Stop { grace: None, signal: None });
+    assert_eq!(bench.end(other).await.status, Status::Signaled(libc::SIGTERM), "the other job was left alone");
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z'))
 }
 
 #[tokio::test]

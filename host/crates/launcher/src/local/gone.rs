@@ -8,6 +8,7 @@ use tokio::task::JoinError;
 use super::Inner;
 use super::follow::Heard;
 use super::launch::{Fate, Launch, Parent, State, blocking};
+use super::orphans;
 use super::patience::{Late, Patience};
 use super::settle::{self, Settled};
 use super::spawner::Spawner;
@@ -26,7 +27,7 @@ impl Launch {
             if let Parent::Spawner(spawner) = &parent
                 && !spawner.is_alive()
             {
-                let _ = blocking(move || settle::wait_for_shim(heard.shim_pid())).await;
+                let _ = blocking(move || orphans::wait_for(heard.shim_pid())).await;
             }
             return None;
         }
@@ -78,9 +79,10 @@ impl Launch {
         let directory = self.directory.clone();
         let launch = self.id;
         let groups = inner.limits.groups.clone();
+        let orphans = inner.orphans;
         let events = inner.events.clone();
         let unkillable = move |pids| drop(events.blocking_send(Event::Unkillable { launch, pids }));
-        blocking(move || settle::settle(&directory, launch, known, groups.as_ref(), &unkillable)).await
+        blocking(move || settle::settle(&directory, launch, known, groups.as_ref(), orphans, &unkillable)).await
     }
 
     /// Waits until the shim's process is gone, and its orphans with it where the spawner sees to them. Returns why it went when
@@ -112,7 +114,7 @@ impl Launch {
                 }
             }
         }
-        let _ = blocking(move || settle::wait_for_shim(shim_pid)).await;
+        let _ = blocking(move || orphans::wait_for(shim_pid)).await;
         None
     }
 

@@ -9,6 +9,7 @@ mod directory;
 mod follow;
 mod gone;
 mod launch;
+mod orphans;
 mod patience;
 mod recover;
 mod settle;
@@ -30,6 +31,8 @@ use tokio::sync::mpsc;
 pub(crate) use self::directory::launch_directory;
 use self::directory::{Limits, User, milliseconds};
 use self::launch::{Fate, Launch, State};
+use self::orphans::Orphans;
+pub use self::orphans::started_alone;
 use self::spawner::Spawner;
 use crate::cgroup::Delegated;
 use crate::launch::{Event, GoError, LaunchPlan, Launcher, Settlement, Stop, Unsettled};
@@ -50,14 +53,18 @@ pub struct Options {
     pub groups: Option<Delegated>,
     /// How long a process may survive SIGKILL before [`Event::Unkillable`] says so.
     pub unkillable_after: Duration,
+    /// Whether this process [started alone](started_alone). Then what comes to it as a child, in a session of its own, is of a job
+    /// whose shim and spawner have died, and is ended.
+    pub started_alone: bool,
 }
 
 impl Options {
-    /// Options with the defaults: no control groups, DESIGN's minute for what does not die.
+    /// Options with the defaults: no control groups, DESIGN's minute for what does not die. To be made before this process starts
+    /// any other.
     #[must_use]
     pub fn new(jobs_dir: PathBuf, program: PathBuf, log_max_size: u64) -> Self {
         let unkillable_after = Duration::from_nanos(UNKILLABLE_NS);
-        Self { jobs_dir, program, log_max_size, groups: None, unkillable_after }
+        Self { jobs_dir, program, log_max_size, groups: None, unkillable_after, started_alone: started_alone() }
     }
 }
 
@@ -97,6 +104,7 @@ struct Inner {
     limits: Limits,
     user: User,
     boot_id: String,
+    orphans: Orphans,
     runtime: Handle,
     events: mpsc::Sender<Event>,
     launches: Arc<Mutex<HashMap<LaunchId, Arc<Launch>>>>,
@@ -132,6 +140,7 @@ impl LocalLauncher {
             },
             user: User::current(),
             boot_id,
+            orphans: Orphans { are_of_jobs: options.started_alone },
             runtime: Handle::current(),
             events,
             launches,

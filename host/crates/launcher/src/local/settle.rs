@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use taxiway_job::LaunchId;
 
+use super::orphans::{Orphans, wait_gone};
 use crate::cgroup::{Delegated, Group};
 use crate::launch::Settlement;
 use crate::lock::{self, Lock};
@@ -41,6 +41,7 @@ pub(super) fn settle(
     launch: LaunchId,
     known: Known,
     groups: Option<&Delegated>,
+    orphans: Orphans,
     unkillable: &dyn Fn(Vec<i32>),
 ) -> io::Result<Settled> {
     let lock =
@@ -48,7 +49,7 @@ pub(super) fn settle(
             Ok(lock) => lock,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Whoever removed the directory took the evidence with it.
-                end_processes(launch, group_of(directory, launch, groups).as_ref(), unkillable)?;
+                end_processes(launch, group_of(directory, launch, groups).as_ref(), orphans, unkillable)?;
                 let evidence = format!("the launch's directory {} is missing", directory.display());
                 return Ok(Settled::Yes(Settlement::Lost { evidence }));
             }
@@ -64,7 +65,7 @@ pub(super) fn settle(
         if let Some(group) = &group {
             group.kill();
         }
-        end_processes(launch, group.as_ref(), unkillable)?;
+        end_processes(launch, group.as_ref(), orphans, unkillable)?;
     }
     if let Some(group) = group {
         group.remove();
@@ -110,15 +111,21 @@ fn read_record(directory: &Path) -> io::Result<Option<ExitRecord>> {
     }
 }
 
-/// Ends every process that carries the launch's id in its environment, and all that are their descendants or in their sessions,
-/// until two looks in a row find none (DESIGN §5, step 6). A look that fails is an error: it is no proof that there is none.
-fn end_processes(launch: LaunchId, group: Option<&Group>, unkillable: &dyn Fn(Vec<i32>)) -> io::Result<()> {
+/// Ends every process that carries the launch's id in its environment or has come to this one, and all that are their descendants
+/// or in their sessions, until two looks in a row find none (DESIGN §5, steps 5 and 6). A look that fails is an error: it is no
+/// proof that there is none.
+fn end_processes(
+    launch: LaunchId,
+    group: Option<&Group>,
+    orphans: Orphans,
+    unkillable: &dyn Fn(Vec<i32>),
+) -> io::Result<()> {
     let mut ending = Ending::default();
     let mut quiet = 0;
     while quiet < 2 {
         let mut failed = None;
         let found = ending.pass(|| {
-            find(launch, group).unwrap_or_else(|error| {
+            find(launch, group, orphans).unwrap_or_else(|error| {
                 failed = Some(error);
                 Vec::new()
             })
@@ -146,35 +153,6 @@ fn end_processes(launch: LaunchId, group: Option<&Group>, unkillable: &dyn Fn(Ve
         }
     }
     Ok(())
-}
-
-/// Waits until a killed process is gone; false when the deadline was first. A child of this process is waited for, so that it
-/// does not stay as a zombie.
-fn wait_gone(pid: i32, start_time: u64, deadline: Option<Instant>) -> io::Result<bool> {
-    let fd = match pidfd_open(pid) {
-        Ok(fd) => fd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(true),
-        Err(error) => return Err(error),
-    };
-    if processes::stat(pid).is_none_or(|stat| stat.start_time != start_time) {
-        return Ok(true);
-    }
-    // Rounded up, so that the deadline is over when the time is.
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
-    let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-    let gone = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) != Ok(0);
-    if gone {
-        reap(fd.as_raw_fd());
-    }
-    Ok(gone)
-}
-
-/// Waits for a process by its pidfd if it is a child of this one. Orphans come here when both their shim and the spawner died.
-fn reap(pidfd: i32) {
-    // SAFETY: a null siginfo is allowed; a pidfd that is no child of this process gives an error and nothing else happens.
-    unsafe {
-        libc::waitid(libc::P_PIDFD, pidfd.unsigned_abs(), std::ptr::null_mut(), libc::WEXITED | libc::WNOHANG);
-    }
 }
 
 /// Sends a signal to the shim that holds a launch's lock; nothing happens when that is another process by now. Not while this
@@ -210,7 +188,7 @@ pub(super) fn remove_group(directory: &Path, launch: LaunchId, groups: Option<&D
 }
 
 /// The processes of a launch that nobody is the parent of any more.
-fn find(launch: LaunchId, group: Option<&Group>) -> io::Result<Vec<i32>> {
+fn find(launch: LaunchId, group: Option<&Group>, orphans: Orphans) -> io::Result<Vec<i32>> {
     let variable = format!("TAXIWAY_LAUNCH_ID={launch}").into_bytes();
     let me = i32::try_from(std::process::id()).unwrap_or(0);
     let all = processes::all()?;
@@ -229,10 +207,11 @@ fn find(launch: LaunchId, group: Option<&Group>) -> io::Result<Vec<i32>> {
         }
     }
     found.extend(group.map(Group::pids).unwrap_or_default());
+    let stats: Vec<_> = all.iter().filter_map(|pid| processes::stat(*pid).map(|stat| (*pid, stat))).collect();
+    found.extend(orphans.among(&stats));
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let stats: Vec<_> = all.iter().filter_map(|pid| processes::stat(*pid).map(|stat| (*pid, stat))).collect();
     let own_session = processes::stat(me).map(|stat| stat.session);
     loop {
         let sessions: HashSet<i32> = stats
@@ -249,17 +228,6 @@ fn find(launch: LaunchId, group: Option<&Group>) -> io::Result<Vec<i32>> {
         if found.len() == before {
             return Ok(found.into_iter().collect());
         }
-    }
-}
-
-/// Waits until a process is gone, and takes its status if it is this process's child. For a shim whose spawner died.
-pub(super) fn wait_for_shim(pid: i32) {
-    // 0: it was never forked, as far as is known.
-    if pid > 0
-        && let Ok(fd) = pidfd_open(pid)
-    {
-        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
-        reap(fd.as_raw_fd());
     }
 }
 

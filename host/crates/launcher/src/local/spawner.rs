@@ -1,18 +1,19 @@
 //! The host's end of the spawner: starting it, asking it for shims, hearing of those that were lost.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use taxiway_job::LaunchId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::processes::Identity;
+use crate::processes::{Identity, pidfd_open};
 use crate::wire::{SPAWNER_ARGUMENT, SpawnerReport};
 
 /// A running spawner.
@@ -43,8 +44,9 @@ impl Spawner {
         let socket = Arc::new(unsafe { AsyncFd::register(ours) }.map_err(io::Error::from)?);
         let (set_lost, lost) = watch::channel(false);
         // Nobody has waited for it yet, so it is there, as a zombie at worst.
-        let process = i32::try_from(child.id()).ok().and_then(Identity::of);
-        tokio::spawn(listen(Arc::clone(&socket), set_lost, child, on_report));
+        let pid = i32::try_from(child.id()).unwrap_or(0);
+        let process = Identity::of(pid);
+        tokio::spawn(listen(Arc::clone(&socket), set_lost, pid, pidfd_open(pid)?, on_report));
         Ok(Self { socket, process, lost })
     }
 
@@ -92,7 +94,8 @@ impl Spawner {
 async fn listen(
     socket: Arc<AsyncFd<OwnedFd>>,
     set_lost: watch::Sender<bool>,
-    mut child: Child,
+    pid: i32,
+    pidfd: OwnedFd,
     on_report: impl Fn(SpawnerReport),
 ) {
     let mut buffer = vec![0_u8; 64 << 10];
@@ -114,14 +117,9 @@ async fn listen(
             },
         }
     }
-    let pid = child.id();
-    // Its socket is closed, so it has ended or is about to.
-    let status = tokio::task::spawn_blocking(move || child.wait()).await;
-    match status {
-        Ok(Ok(status)) => {
-            tracing::warn!(pid, %status, "the spawner has ended; another is started with the next launch")
-        }
-        _ => tracing::warn!(pid, "the spawner has gone; another is started with the next launch"),
-    }
+    // Its socket is closed, so it has ended or is about to. Whoever looks for orphans may have its status by now, so it is known by
+    // its pidfd and not by a number that may be another's.
+    let status = tokio::task::spawn_blocking(move || waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED)).await;
+    tracing::warn!(pid, ?status, "a spawner has ended; where there is no other, the next launch starts one");
     set_lost.send_replace(true);
 }

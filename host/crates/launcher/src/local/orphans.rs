@@ -1,0 +1,101 @@
+//! What comes to this process, which is a subreaper, when a shim and the spawner above it have both died: what the job has left,
+//! also what has cleared its environment and left its session. And waiting for processes that may be children of this one.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::processes::{self, Stat, pidfd_open};
+use crate::wire::SPAWNER_ARGUMENT;
+
+/// Whether this process has no child yet and will get none but by what it starts itself. One that was executed by a program that
+/// had children has theirs, and the first process of a container gets every orphan of it: there a child tells nothing.
+#[must_use]
+pub fn started_alone() -> bool {
+    let me = own_pid();
+    me != 1 && processes::children(me).is_ok_and(|children| children.is_empty())
+}
+
+fn own_pid() -> i32 {
+    // SAFETY: getpid has no precondition.
+    unsafe { libc::getpid() }
+}
+
+/// How children of this process are taken that are none of its own making.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Orphans {
+    /// Every one of them is what a job has left.
+    pub(super) are_of_jobs: bool,
+}
+
+impl Orphans {
+    /// Those that live, among all processes of the machine. The dead are waited for.
+    ///
+    /// A shim begins with a session of its own, which is left for another new one at most: what is in this process's session was
+    /// started by itself. Spawners are known by their argument, and so are shims, which are forked of them and execute nothing.
+    pub(super) fn among(self, all: &[(i32, Stat)]) -> Vec<i32> {
+        let me = own_pid();
+        let Some(own_session) = all.iter().find(|(pid, _)| *pid == me).map(|(_, stat)| stat.session) else {
+            return Vec::new();
+        };
+        let orphans = all.iter().filter(|(_, stat)| stat.parent == me && stat.session != own_session);
+        let mut living = Vec::new();
+        for (pid, stat) in orphans {
+            if !stat.lives() {
+                // An error means that it could not be waited for, and stays.
+                let _ = wait_gone(*pid, stat.start_time, Some(Instant::now()));
+            } else if self.are_of_jobs && !is_spawner_or_shim(*pid) {
+                living.push(*pid);
+            }
+        }
+        living
+    }
+}
+
+fn is_spawner_or_shim(pid: i32) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|byte| *byte == 0).nth(1) == Some(SPAWNER_ARGUMENT.as_bytes())
+}
+
+/// Waits until a killed process is gone; false when the deadline was first. A child of this process is waited for, so that it
+/// does not stay as a zombie.
+pub(super) fn wait_gone(pid: i32, start_time: u64, deadline: Option<Instant>) -> io::Result<bool> {
+    let fd = match pidfd_open(pid) {
+        Ok(fd) => fd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    if processes::stat(pid).is_none_or(|stat| stat.start_time != start_time) {
+        return Ok(true);
+    }
+    // Rounded up, so that the deadline is over when the time is.
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+    let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+    let gone = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) != Ok(0);
+    if gone {
+        reap(fd.as_raw_fd());
+    }
+    Ok(gone)
+}
+
+/// Waits for a process by its pidfd if it is a child of this one. Orphans come here when both their shim and the spawner died.
+fn reap(pidfd: i32) {
+    // SAFETY: a null siginfo is allowed; a pidfd that is no child of this process gives an error and nothing else happens.
+    unsafe {
+        libc::waitid(libc::P_PIDFD, pidfd.unsigned_abs(), std::ptr::null_mut(), libc::WEXITED | libc::WNOHANG);
+    }
+}
+
+/// Waits until a process is gone, and takes its status if it is this process's child. For a shim whose spawner died.
+pub(super) fn wait_for(pid: i32) {
+    // 0: it was never forked, as far as is known.
+    if pid > 0
+        && let Ok(fd) = pidfd_open(pid)
+    {
+        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        reap(fd.as_raw_fd());
+    }
+}
