@@ -308,6 +308,10 @@ impl Owner {
         if self.time_is_up(id, from) {
             return operation.answer(Err(QueueError::TimeIsUp(id)));
         }
+        // Its limit may have run out while nobody could look: nobody knows whether another one comes in time.
+        if let Some(error) = self.start_is_unknown(id) {
+            return operation.answer(Err(error));
+        }
         let Some(entry) = self.jobs.get_mut(id) else { return };
         entry.busy = Busy::Staying;
         let change = limited_to(id, to, operation.by.clone());

@@ -222,8 +222,6 @@ pub(super) struct Live {
     /// The same with an estimate of its end.
     pub(super) progress: Option<Progress>,
     pub(super) sampler: super::samples::Sampler,
-    /// Until when its shim may take to start its command; none once that is known, or was not asked by this service.
-    pub(super) start_by: Option<Instant>,
     /// Why its shim counts as silent, if it does.
     pub(super) unresponsive: Option<String>,
     /// A change of its time limit of which its shim has yet to say that it holds.
@@ -341,7 +339,6 @@ impl Owner {
                 let wait = at.as_millis().saturating_sub(Time::now().as_millis());
                 Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0)).min(LONGEST_SLEEP)
             });
-            let late_start = self.next_late_start();
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => {
@@ -365,7 +362,6 @@ impl Owner {
                 Ok(()) = committing.changed() => {}
                 () = until(rest) => self.pauses.end(),
                 () = until(alarm) => self.jobs.ring(Time::now()),
-                () = until(late_start) => self.starts_are_late(),
             }
             self.turn().await;
         }

@@ -10,7 +10,6 @@ use taxiway_launcher::{AdoptedPhase, Event, ExitRecord, Settlement, Started};
 use super::gpus;
 use super::owner::{Done, Live, Owner};
 use super::samples::{self, Sampler};
-use super::silence::START_TIMEOUT;
 use super::slots::Taken;
 use crate::gpu::Released;
 use crate::store::{Change, End, NextAttempt};
@@ -71,9 +70,6 @@ impl Owner {
         self.set_state(job, State::Pending);
         self.gpus.hold(job, launch, &taken.uuids, false);
         self.track(job, launch, taken);
-        if let Some(live) = self.live.get_mut(&launch) {
-            live.start_by = Some(tokio::time::Instant::now() + START_TIMEOUT);
-        }
     }
 
     /// Follows a launch from now on.
@@ -89,7 +85,6 @@ impl Owner {
             said_at: None,
             progress: None,
             sampler: Sampler::default(),
-            start_by: None,
             unresponsive: None,
             extending: None,
             unkillable: Vec::new(),
@@ -102,7 +97,6 @@ impl Owner {
 
     pub(super) fn process_started(&mut self, launch: LaunchId, process: &Started) {
         let Some(live) = self.live.get_mut(&launch) else { return };
-        live.start_by = None;
         live.unresponsive = None;
         live.started_at = Some(process.at.time());
         live.begun = Some(process.at);

@@ -3,18 +3,11 @@
 //! A launch whose shim is silent stays what it is, since nothing is known of it; its slot stays taken if its command may have been
 //! started. But nobody waits for an answer about such a job: whoever asks for a change of it is told why there is none.
 
-use std::time::Duration;
-
 use taxiway_job::{Busy, JobId, LaunchId, State};
-use tokio::time::Instant;
 
 use super::handle::{QueueError, Verb};
 use super::operate::AS_PLANNED;
 use super::owner::Owner;
-
-/// How long a shim may take to say that it has started its command, before its job says that it does not answer. It takes a
-/// millisecond, on a machine that is busy a hundred.
-pub(super) const START_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Owner {
     /// The launcher says that a shim does not answer.
@@ -70,6 +63,12 @@ impl Owner {
         Some(QueueError::Unresponsive { id, why: why.clone() })
     }
 
+    /// Why a job's time limit cannot be changed, if that is because it is not known whether its command has started and when.
+    pub(super) fn start_is_unknown(&self, id: JobId) -> Option<QueueError> {
+        let live = self.live.values().find(|live| live.job == id && live.begun.is_none())?;
+        Some(QueueError::Unresponsive { id, why: live.unresponsive.clone()? })
+    }
+
     /// Tells everybody who waits for a job that is stuck. The queue's own operations wait on.
     fn answer_those_who_wait(&mut self, job: JobId) {
         let (Some(error), Some(waiting)) = (self.stuck(job), self.waiting.remove(&job)) else { return };
@@ -80,23 +79,6 @@ impl Owner {
         }
         if !own.is_empty() {
             self.waiting.insert(job, own.into());
-        }
-    }
-
-    /// When the first shim is late that was told to start a command.
-    pub(super) fn next_late_start(&self) -> Option<Instant> {
-        self.live.values().filter_map(|live| live.start_by).min()
-    }
-
-    /// Says of every shim that is late that it does not answer.
-    pub(super) fn starts_are_late(&mut self) {
-        let now = Instant::now();
-        for (launch, live) in &mut self.live {
-            if live.start_by.is_some_and(|by| by <= now) {
-                live.start_by = None;
-                tracing::warn!(job = %live.job, %launch, "a shim that was told to start its command does not answer");
-                live.unresponsive = Some("its shim was told to start its command and does not answer".to_owned());
-            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
-use taxiway_tests::processes::{Process, shim_of};
+use taxiway_tests::processes::{Process, armed_shim_of, shim_of};
 use taxiway_tests::{Bell, Gate, Place, Server, patiently, sh};
 
 /// A job that runs until its gate opens, and one that is armed behind it, whose shim is stopped.
@@ -25,7 +25,7 @@ impl Stage {
         let runs = server.submit(sh(&format!("{}; {}", bell.ring("up"), gate.wait()))).await.id().to_owned();
         bell.heard().await;
         let armed = server.submit(sh("exit 7")).await.id().to_owned();
-        let shim = shim_of(&server.place().jobs_dir(), &armed).await;
+        let shim = armed_shim_of(&server.place().jobs_dir(), &armed).await;
         shim.signal(libc::SIGSTOP);
         Self { server, gate, runs, armed, shim }
     }
@@ -55,13 +55,12 @@ async fn an_armed_job_whose_shim_is_stopped_can_be_cancelled_and_the_line_goes_o
 }
 
 #[tokio::test]
-async fn a_job_that_was_told_to_start_says_that_its_shim_does_not_answer_until_it_does() {
-    let Stage { server, mut gate, armed, shim, .. } = Stage::set().await;
+async fn a_job_that_was_told_to_start_starts_although_its_shim_had_been_stopped() {
+    let Stage { server, mut gate, armed, .. } = Stage::set().await;
     let mut events = server.events().await;
     gate.open();
-    is_silent(&server, &armed).await;
-    assert_eq!(server.job(&armed).await.state(), "pending");
-    shim.signal(libc::SIGCONT);
+    events.job(&armed, "pending").await;
+    // Its service continues it.
     assert_eq!(events.end_of(&armed).await, "failed");
     let job = server.job(&armed).await;
     assert_eq!((job.exit_code(), job.reason()), (Some(7), None));
@@ -102,4 +101,35 @@ async fn a_running_job_whose_shim_is_stopped_can_be_cancelled_and_extended() {
     assert_eq!(server.operate(job.id(), "cancel").await.expect(200).job().state(), "cancelling");
     assert_eq!(events.end_of(job.id()).await, "cancelled");
     shim.wait();
+}
+
+#[tokio::test]
+async fn the_time_limit_of_a_job_whose_shim_an_earlier_service_left_and_that_does_not_answer_cannot_be_changed() {
+    let server = Place::new().start().await;
+    let mut bell = Bell::new(server.place().path(), "bell");
+    let job = server.submit(sh(&format!("{}; sleep 1000", bell.ring("up")))).await;
+    server.events().await.job(job.id(), "running").await;
+    bell.heard().await;
+    let shim = shim_of(&server.place().jobs_dir(), job.id()).await;
+    shim.signal(libc::SIGSTOP);
+    let server = server.kill().await.start().await;
+    is_silent(&server, job.id()).await;
+    let edit = || {
+        let edit = server.request(Method::PATCH, &format!("/api/v1/jobs/{}", job.id()));
+        edit.json(&json!({"time_limit": "1h"})).send()
+    };
+    assert_eq!(edit().await.expect(503).problem()["code"], "shim-unresponsive");
+    assert_eq!(server.job(job.id()).await.json["time_limit"], job.json["time_limit"]);
+    shim.signal(libc::SIGCONT);
+    patiently("an answer", async {
+        while server.job(job.id()).await.reason().is_some() {
+            // No event tells of a reason.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    edit().await.expect(200);
+    let mut events = server.events().await;
+    server.operate(job.id(), "cancel").await.expect(200);
+    assert_eq!(events.end_of(job.id()).await, "cancelled");
 }

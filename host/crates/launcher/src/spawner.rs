@@ -6,7 +6,7 @@
 //!
 //! The spawner is also the subreaper above its shims. When one dies, the processes that it leaves behind become the spawner's
 //! children; every child that is no shim is such an orphan, so no guess is needed to find them. It ends them, and only then
-//! reports the shim as gone. It outlives its host for as long as it has shims.
+//! reports the shim as gone. It outlives its host, or its replacement by another spawner, for as long as it has shims.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -43,8 +43,9 @@ pub fn dispatch_spawner(args: &[OsString]) -> Option<ExitCode> {
 }
 
 struct Spawner {
-    /// None once the host has gone.
-    host: Option<OwnedFd>,
+    host: OwnedFd,
+    /// False once the host has gone, or asks another spawner. It may still hear what becomes of the shims that there are.
+    is_asked: bool,
     signals: OwnedFd,
     shims: HashMap<i32, LaunchId>,
     /// Launches whose shims are gone and whose orphans may not be.
@@ -68,7 +69,8 @@ impl Spawner {
         nix::sys::prctl::set_name(c"taxiway-spawner")?;
         ignore_nothing();
         Ok(Self {
-            host: Some(host),
+            host,
+            is_asked: true,
             signals: child_signals()?,
             shims: HashMap::new(),
             lost: Vec::new(),
@@ -80,8 +82,8 @@ impl Spawner {
         loop {
             let (host_ready, signals_ready) = {
                 let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-                if let Some(host) = &self.host {
-                    fds.push(PollFd::new(host.as_fd(), PollFlags::POLLIN));
+                if self.is_asked {
+                    fds.push(PollFd::new(self.host.as_fd(), PollFlags::POLLIN));
                 } else if self.shims.is_empty() && self.lost.is_empty() {
                     return ExitCode::SUCCESS;
                 }
@@ -103,17 +105,18 @@ impl Spawner {
 
     /// Forks the shim that the host asks for.
     fn take_request(&mut self) {
-        let Some(host) = &self.host else { return };
-        let Some((launch, control, directory)) = receive(host.as_raw_fd()) else {
-            self.host = None;
+        let Some((launch, control, directory)) = receive(self.host.as_raw_fd()) else {
+            self.is_asked = false;
             return;
         };
         // SAFETY: this process has one thread, so the child may do whatever it likes.
         match unsafe { libc::fork() } {
             0 => {
-                self.host = None;
-                // SAFETY: the signalfd belongs to this process alone and is not used again.
-                unsafe { libc::close(self.signals.as_raw_fd()) };
+                // SAFETY: both belong to this process alone and are not used again.
+                unsafe {
+                    libc::close(self.host.as_raw_fd());
+                    libc::close(self.signals.as_raw_fd());
+                }
                 crate::shim::run(launch, control, directory)
             }
             pid if pid > 0 => {
@@ -190,10 +193,9 @@ impl Spawner {
     }
 
     fn report(&self, report: &SpawnerReport) {
-        let Some(host) = &self.host else { return };
         let message = encode(report);
         // SAFETY: the message is valid for reads of its whole length. A host that is gone needs no report.
-        unsafe { libc::send(host.as_raw_fd(), message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL) };
+        unsafe { libc::send(self.host.as_raw_fd(), message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL) };
     }
 }
 

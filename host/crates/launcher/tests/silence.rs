@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Bench, Host, Start, gone, kill, lives, lock_holder, parent, patiently, processes_of, sh};
+use support::{Bench, Host, Start, gone, kill, lives, lock_holder, parent, processes_of, sh};
 use taxiway_launcher::{Event, Launcher, Settlement, Status, Stop, StoppedBy, StoredPhase};
 
 const AS_PLANNED: Stop = Stop { grace: None, signal: None };
@@ -51,20 +51,39 @@ async fn a_spawner_that_does_nothing_is_told_of_and_another_one_is_started() {
     let (_, record) = bench.run_to_end(sh("exit 7")).await;
     assert_eq!(record.status, Status::Exited(7), "the line goes on");
 
-    // It was continued, so that it looks after the shims that it has; what it was still asked for found its socket closed.
-    patiently(async {
-        while is_stopped(spawner) {
-            // No event tells of it.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    // It was continued, so that it looks after the shims that it has, and ends with the last; what it was still asked for found its
+    // socket closed.
+    gone(spawner).await;
     assert!(!touched.exists());
 }
 
-fn is_stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('T'))
+#[tokio::test]
+async fn a_shim_that_was_stopped_before_it_was_told_to_go_is_told_of_and_goes_on_and_its_time_limit_holds() {
+    let mut bench = Bench::new();
+    let mut plan = bench.plan(Start::new(), sh("sleep 1000"));
+    plan.time_limit = Some(Duration::from_millis(100));
+    let start = bench.ready(plan).await;
+    let shim = lock_holder(&bench, start);
+    kill(shim, libc::SIGSTOP);
+    bench.launcher.go(start.launch, &[]).expect("it is ready");
+    let (silent, why) = bench.silence().await;
+    assert_eq!(silent, shim);
+    assert!(why.contains("was told to start its command"), "{why}");
+    assert!(matches!(bench.any_event().await, Event::Responsive { .. }));
+    assert!(matches!(bench.event().await, Event::Started { .. }));
+    assert!(bench.end(start).await.timed_out());
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_be_executed_is_an_answer_to_go_too() {
+    let mut bench = Bench::new();
+    let plan = bench.plan(Start::new(), vec!["/no/such/program".to_owned()]);
+    let start = bench.ready(plan).await;
+    kill(lock_holder(&bench, start), libc::SIGSTOP);
+    bench.launcher.go(start.launch, &[]).expect("it is ready");
+    bench.silence().await;
+    assert!(matches!(bench.any_event().await, Event::Responsive { .. }));
+    assert!(matches!(bench.end(start).await.status, Status::LaunchError(_)));
 }
 
 #[tokio::test]

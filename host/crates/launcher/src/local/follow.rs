@@ -105,12 +105,19 @@ impl Launch {
                     }
                 }
                 Report::Started(process) => {
+                    if !heard.started && self.answered(inner).await {
+                        patience = Patience::endless();
+                    }
                     (heard.started, heard.process) = (true, Some(process.clone()));
                     ask_at = self.vigil.ask_at(Some(&process));
                     inner.report(Event::Started { launch, process }).await;
                     watcher = Some(self.progress());
                 }
                 Report::Ended(record) if !heard.ended => {
+                    // A command that could not be executed has not started.
+                    if !heard.started && self.answered(inner).await {
+                        patience = Patience::endless();
+                    }
                     heard.ended = true;
                     watcher = None;
                     if let Some(progress) = progress::read(&self.directory) {
@@ -126,6 +133,9 @@ impl Launch {
                     }
                 }
                 Report::Extended { time_limit_ms, in_time } => {
+                    if !in_time {
+                        self.vigil.time_is_up();
+                    }
                     if self.vigil.is_limit(time_limit_ms) {
                         inner.report(Event::Extended { launch, in_time }).await;
                     }

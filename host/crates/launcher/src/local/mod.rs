@@ -161,12 +161,13 @@ impl Inner {
     }
 
     /// Has another spawner started for the launches to come: this one does not do what it is asked. It goes on looking after the
-    /// shims that it has, once it goes on at all.
+    /// shims that it has, once it goes on at all, and ends with the last.
     async fn give_up_on(&self, spawner: &Spawner) -> std::io::Result<()> {
         let mut current = self.spawner.lock().await;
         if current.is(spawner) {
             *current = Spawner::start(&self.program, tell_fate(&self.launches))?;
             tracing::warn!(spawner = spawner.pid(), "the spawner does not do what it is asked; another one is started");
+            spawner.retire();
             // If it was stopped (SIGSTOP), it can look after its shims again. What it is still asked for finds its socket closed.
             if let Err(error) = spawner.signal(libc::SIGCONT) {
                 tracing::warn!(spawner = spawner.pid(), %error, "it cannot be continued");
@@ -228,6 +229,8 @@ impl Launcher for LocalLauncher {
         let mut state = entry.state();
         let State::Ready(control) = &*state else { return Err(GoError::NotReady) };
         let control = Arc::clone(control);
+        // Before it is sent: the answer comes on another thread.
+        entry.vigil.begin_to_go();
         control.send(&Request::Go { gpu_uuids: gpu_uuids.to_vec() }).map_err(|_| GoError::Gone)?;
         *state = State::Going(control);
         Ok(())

@@ -70,6 +70,12 @@ impl Spawner {
         self.process.map_or(Ok(false), |process| process.signal(signal))
     }
 
+    /// Nobody asks it any more: it ends when its last shim has.
+    pub(super) fn retire(&self) {
+        // SAFETY: the descriptor is open as long as the socket is. A socket that the peer has closed needs no closing.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_WR) };
+    }
+
     /// Resolves when the spawner is gone.
     pub(super) fn watch_lost(&self) -> watch::Receiver<bool> {
         self.lost.clone()

@@ -1,8 +1,9 @@
 //! What a shim owes that was told to go: an answer to whatever it is told, and the end of its job when that has to end.
 //!
-//! It does not answer while it is stopped (SIGSTOP), starved or hangs in a filesystem, and no event tells of that. So it is asked
-//! whether it is there: with every stop and every other time limit, when its job's time limit runs out, and from then on again
-//! and again until the job has ended. One that does not answer is told of and continued (SIGCONT). If that does not help, and its
+//! It does not answer while it is stopped (SIGSTOP), starved or hangs in a filesystem, and no event tells of that. To `go` it
+//! answers that the command has started, or how it has ended. From then on it is asked whether it is there: with every stop and
+//! every other time limit, when its job's time limit runs out, and from then on again and again until the job has ended. One that
+//! does not answer is told of and continued (SIGCONT). If that does not help, and its
 //! job has to end, it is killed: the job dies with it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +35,7 @@ pub(super) struct Vigil {
 struct Duty {
     /// The job's time limit, as it is now.
     time_limit: Option<Duration>,
-    /// It was told to stop the job.
+    /// It was told to stop the job, or does because the time limit has struck.
     stopping: bool,
     /// Whether it is of a version that answers.
     answers: bool,
@@ -61,6 +62,18 @@ impl Vigil {
 
     pub(super) fn set_time_limit(&self, time_limit: Option<Duration>) {
         self.duty().time_limit = time_limit;
+        self.changed.notify_one();
+    }
+
+    /// It is about to be told to go, which it answers once it has.
+    pub(super) fn begin_to_go(&self) {
+        self.duty().owed += 1;
+        self.changed.notify_one();
+    }
+
+    /// The time limit has struck: another one came too late.
+    pub(super) fn time_is_up(&self) {
+        self.duty().stopping = true;
         self.changed.notify_one();
     }
 
@@ -199,7 +212,9 @@ impl Launch {
         };
         if signal == libc::SIGCONT {
             self.vigil.duty().told = true;
-            let why = format!("its shim, process {}, does not answer", heard.shim_pid());
+            let what =
+                if heard.started { "does not answer" } else { "was told to start its command and does not answer" };
+            let why = format!("its shim, process {}, {what}", heard.shim_pid());
             inner.report(Event::Unresponsive { launch: self.id, shim_pid: heard.shim_pid(), why }).await;
         }
         // Its socket is open, so it lives; and if it has gone in this instant, nobody else is signalled.

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::fcntl::renameat;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::LEFT;
@@ -40,13 +41,15 @@ impl Shim {
     }
 
     /// Makes the socket by which the next host finds this shim, if it is not there. While the disk has no room for it, it is
-    /// tried again and again, and the next host waits for it.
+    /// tried again and again, and the next host waits for it. In a directory that was removed there never is one; the next host
+    /// finds the directory missing, and ends the job.
     pub(super) fn await_hosts(&mut self) {
         if matches!(self.listener, Listener::Open(_)) {
             return;
         }
         self.listener = match listen_in(&self.directory) {
             Ok(listener) => Listener::Open(listener),
+            Err(_) if is_removed(&self.directory) => Listener::NotNeeded,
             Err(_) => Listener::Missing { retry_at: boottime_ns() + RETRY_NS },
         };
     }
@@ -187,6 +190,11 @@ impl Shim {
     }
 }
 
+/// Whether the directory has no name any more, and can get none (rmdir(2)).
+fn is_removed(directory: &OwnedFd) -> bool {
+    fstat(directory).is_ok_and(|stat| stat.st_nlink == 0)
+}
+
 /// Listens on the socket in the directory. It is reached through /proc, since a socket's path may have 107 bytes only. A host that
 /// waits for its name may connect as soon as it sees it.
 fn listen_in(directory: &OwnedFd) -> io::Result<OwnedFd> {
@@ -199,4 +207,23 @@ fn listen_in(directory: &OwnedFd) -> io::Result<OwnedFd> {
     listen(&listener, Backlog::new(8)?)?;
     renameat(directory, file::SOCKET_UNREADY, directory, file::SOCKET)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_was_removed_is_told_from_one_that_was_moved() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (here, there) = (place.path().join("here"), place.path().join("there"));
+        std::fs::create_dir(&here).expect("a directory");
+        let directory = OwnedFd::from(std::fs::File::open(&here).expect("it opens"));
+        std::fs::rename(&here, &there).expect("it can be moved");
+        assert!(!is_removed(&directory));
+        assert!(listen_in(&directory).is_ok());
+        std::fs::remove_dir_all(&there).expect("it can be removed");
+        assert!(listen_in(&directory).is_err());
+        assert!(is_removed(&directory));
+    }
 }

@@ -44,7 +44,7 @@ pub(super) struct Shim {
 /// Where hosts find this shim. There is no need of it while the one that started it lives, and most jobs are over before that
 /// changes.
 pub(super) enum Listener {
-    /// The host that started this shim has not gone.
+    /// The host that started this shim has not gone, or the directory is, so that no other looks there.
     NotNeeded,
     /// It could not be made: when to try again.
     Missing { retry_at: u64 },
