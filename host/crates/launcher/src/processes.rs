@@ -152,7 +152,7 @@ impl Handle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) pid: i32,
-    start_time: u64,
+    pub(crate) start_time: u64,
 }
 
 impl Identity {

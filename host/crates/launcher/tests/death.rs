@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::{Bench, Host, Start, gated, gone, kill, lives, lock_holder, parent, processes_of, sh};
+use std::time::Duration;
+
+use support::{Bench, Host, Start, gated, gone, kill, lives, lock_holder, parent, patiently, processes_of, sh};
 use taxiway_launcher::{AdoptedPhase, Event, Launcher, Settlement, Status, Stop, StoredPhase, Unsettled};
 
 #[tokio::test]
@@ -218,23 +220,11 @@ async fn a_spawner_that_dies_takes_no_job_with_it_and_another_is_started() {
     assert_eq!(bench.end(start).await.status, Status::Exited(7));
     bench.launcher.confirm(start.launch);
     // The first launch after it may still meet the dead one: then it says that nothing was started.
-    for attempt in 0.. {
-        let start = Start::new();
-        let plan = bench.plan(start, sh("exit 8"));
-        bench.launcher.prepare(plan);
-        assert!(matches!(bench.event().await, Event::Prepared { .. }));
-        bench.launcher.arm(start.launch);
-        match bench.event().await {
-            Event::Ready { .. } => {
-                bench.launcher.go(start.launch, &[]).expect("it is ready");
-                assert!(matches!(bench.event().await, Event::Started { .. }));
-                assert_eq!(bench.end(start).await.status, Status::Exited(8));
-                break;
-            }
-            Event::Settled { settlement: Settlement::NotStarted { .. }, .. } => assert!(attempt < 2),
-            other => panic!("{other:?}"),
-        }
-    }
+    let again = match bench.try_run(sh("exit 8")).await {
+        Some((start, _)) => start,
+        None => bench.run(sh("exit 8")).await.0,
+    };
+    assert_eq!(bench.end(again).await.status, Status::Exited(8));
 }
 
 #[tokio::test]
@@ -260,6 +250,32 @@ async fn spawner_and_shim_killed_together_under_a_living_host_leave_nothing() {
     }
     bench.launcher.stop(other.launch, Stop { grace: None, signal: None });
     assert_eq!(bench.end(other).await.status, Status::Signaled(libc::SIGTERM), "the other job was left alone");
+}
+
+#[tokio::test]
+async fn a_shim_that_ends_while_its_spawner_dies_is_waited_for_however_the_two_meet() {
+    let mut bench = Bench::new();
+    for _ in 0..20 {
+        // The first launch after the death of a spawner may still meet the dead one.
+        let (start, process) = loop {
+            if let Some(started) = bench.try_run(sh("sleep 1000")).await {
+                break started;
+            }
+        };
+        let shim = parent(process.pid);
+        bench.launcher.stop(start.launch, Stop { grace: None, signal: None });
+        kill(parent(shim), libc::SIGKILL);
+        bench.end(start).await;
+        bench.launcher.confirm(start.launch);
+        gone(shim).await;
+        patiently(async {
+            while is_zombie(shim) {
+                // No event tells of it.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -13,6 +13,7 @@ use super::patience::{Late, Patience};
 use super::settle::{self, Settled};
 use super::spawner::Spawner;
 use crate::launch::{Event, Settlement, StoredPhase};
+use crate::processes::Identity;
 use crate::rules::Known;
 
 /// Why a launch did not start whose shim nobody saw end.
@@ -22,13 +23,14 @@ impl Launch {
     /// The shim's socket has closed.
     pub(super) async fn gone(self: Arc<Self>, inner: &Arc<Inner>, heard: Heard, parent: Parent) -> Option<Known> {
         let before = std::mem::replace(&mut *self.state(), State::Over);
+        if let Parent::Spawner(spawner) = &parent
+            && !spawner.is_alive()
+        {
+            // It is a child of this process by now, or about to be.
+            drop(tokio::task::spawn_blocking(move || orphans::wait_for(heard.shim)));
+        }
         if heard.ended {
             inner.launches().remove(&self.id);
-            if let Parent::Spawner(spawner) = &parent
-                && !spawner.is_alive()
-            {
-                let _ = blocking(move || orphans::wait_for(heard.shim_pid())).await;
-            }
             return None;
         }
         match before {
@@ -43,7 +45,7 @@ impl Launch {
                 let reason = match heard.failed {
                     Some(failed) => failed,
                     None => self
-                        .wait_until_gone(inner, &parent, heard.shim_pid())
+                        .wait_until_gone(inner, &parent, heard.shim)
                         .await
                         .unwrap_or_else(|| LOST_BEFORE_GO.to_owned()),
                 };
@@ -52,7 +54,7 @@ impl Launch {
             }
         }
         // The socket closes before the shim's children are ended or handed on: only when its process is gone can they be found.
-        let reason = self.wait_until_gone(inner, &parent, heard.shim_pid()).await;
+        let reason = self.wait_until_gone(inner, &parent, heard.shim).await;
         tracing::warn!(launch = %self.id, reason = reason.as_deref().unwrap_or("unknown"), "a shim was lost");
         let phase = if heard.started { StoredPhase::Running } else { StoredPhase::Pending };
         let known = Known { phase, same_boot: true };
@@ -87,7 +89,7 @@ impl Launch {
 
     /// Waits until the shim's process is gone, and its orphans with it where the spawner sees to them. Returns why it went when
     /// the spawner knows.
-    async fn wait_until_gone(&self, inner: &Inner, parent: &Parent, shim_pid: i32) -> Option<String> {
+    async fn wait_until_gone(&self, inner: &Inner, parent: &Parent, shim: Option<Identity>) -> Option<String> {
         if let Parent::Spawner(spawner) = parent {
             let mut fate = self.fate.subscribe();
             let mut lost = spawner.watch_lost();
@@ -110,11 +112,11 @@ impl Launch {
                     late = patience.late() => Some(late),
                 };
                 if let Some(late) = late {
-                    self.has_no_fate(inner, late, spawner, shim_pid).await;
+                    self.has_no_fate(inner, late, spawner, shim.map_or(0, |shim| shim.pid)).await;
                 }
             }
         }
-        let _ = blocking(move || orphans::wait_for(shim_pid)).await;
+        let _ = blocking(move || orphans::wait_for(shim)).await;
         None
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::processes::{self, Stat, pidfd_open};
+use crate::processes::{self, Identity, Stat, pidfd_open};
 use crate::wire::SPAWNER_ARGUMENT;
 
 /// Whether this process has no child yet and will get none but by what it starts itself. One that was executed by a program that
@@ -55,6 +55,24 @@ impl Orphans {
     }
 }
 
+/// How long a child that is ending may take to: a shim whose socket has closed has nothing left to do.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Waits for the children of this process that have come to it from a spawner that has died and that have ended or are just
+/// ending: nobody else would.
+pub(super) fn wait_for_the_dead() {
+    let me = own_pid();
+    let Some(own_session) = processes::stat(me).map(|stat| stat.session) else { return };
+    for pid in processes::children(me).unwrap_or_default() {
+        let Some(stat) = processes::stat(pid).filter(|stat| stat.session != own_session) else { continue };
+        // A process that is ending has lost its arguments before it closes its files.
+        if fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|arguments| arguments.is_empty()) {
+            // An error means that it could not be waited for, and stays.
+            let _ = wait_gone(pid, stat.start_time, Some(Instant::now() + ENDING));
+        }
+    }
+}
+
 fn is_spawner_or_shim(pid: i32) -> bool {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     arguments.split(|byte| *byte == 0).nth(1) == Some(SPAWNER_ARGUMENT.as_bytes())
@@ -89,13 +107,11 @@ fn reap(pidfd: i32) {
     }
 }
 
-/// Waits until a process is gone, and takes its status if it is this process's child. For a shim whose spawner died.
-pub(super) fn wait_for(pid: i32) {
-    // 0: it was never forked, as far as is known.
-    if pid > 0
-        && let Ok(fd) = pidfd_open(pid)
-    {
-        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
-        reap(fd.as_raw_fd());
+/// Waits until a process is gone, and takes its status if it is this process's child. For a shim whose spawner died; none when it is
+/// not known.
+pub(super) fn wait_for(process: Option<Identity>) {
+    if let Some(Identity { pid, start_time }) = process {
+        // An error means that it could not be waited for, and stays.
+        let _ = wait_gone(pid, start_time, None);
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use taxiway_job::LaunchId;
@@ -13,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::orphans;
 use crate::processes::{Identity, pidfd_open};
 use crate::wire::{SPAWNER_ARGUMENT, SpawnerReport};
 
@@ -52,7 +54,10 @@ impl Spawner {
 
     /// Whether it still runs, as far as is known.
     pub(super) fn is_alive(&self) -> bool {
-        !*self.lost.borrow()
+        // The end of its socket is known before its own.
+        let mut socket = [PollFd::new(self.socket.get_ref().as_fd(), PollFlags::empty())];
+        let has_hung_up = poll(&mut socket, PollTimeout::ZERO).is_ok_and(|count| count > 0);
+        !has_hung_up && !*self.lost.borrow()
     }
 
     /// Whether both are handles of the same one.
@@ -127,5 +132,7 @@ async fn listen(
     // its pidfd and not by a number that may be another's.
     let status = tokio::task::spawn_blocking(move || waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED)).await;
     tracing::warn!(pid, ?status, "a spawner has ended; where there is no other, the next launch starts one");
+    // What it has not waited for any more. An error means that the runtime is shutting down.
+    let _ = tokio::task::spawn_blocking(orphans::wait_for_the_dead).await;
     set_lost.send_replace(true);
 }

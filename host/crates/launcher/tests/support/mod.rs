@@ -203,6 +203,24 @@ impl Bench {
         self.run_plan(plan).await
     }
 
+    /// The same; none when nothing was started, because the spawner had just died.
+    pub async fn try_run(&mut self, command: Vec<String>) -> Option<(Start, Started)> {
+        let start = Start::new();
+        self.launcher.prepare(self.plan(start, command));
+        assert!(matches!(self.event().await, Event::Prepared { .. }));
+        self.launcher.arm(start.launch);
+        match self.event().await {
+            Event::Ready { .. } => {}
+            Event::Settled { settlement: Settlement::NotStarted { .. }, .. } => return None,
+            other => panic!("{other:?}"),
+        }
+        self.launcher.go(start.launch, &[]).expect("it is ready");
+        match self.event().await {
+            Event::Started { process, .. } => Some((start, process)),
+            other => panic!("not started: {other:?}"),
+        }
+    }
+
     /// Waits for the end, passing over progress.
     pub async fn end(&mut self, start: Start) -> ExitRecord {
         loop {
