@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Bench, Host, Start, gone, kill, lives, lock_holder, parent, processes_of, sh};
+use support::{Bench, Host, Start, gated, gone, kill, lives, lock_holder, parent, processes_of, sh};
 use taxiway_launcher::{Event, Launcher, Settlement, Status, Stop, StoppedBy, StoredPhase};
 
 const AS_PLANNED: Stop = Stop { grace: None, signal: None };
@@ -118,6 +118,17 @@ async fn a_shim_that_answers_again_is_told_of() {
     }
     assert_eq!(heard, [("extended", true), ("responsive", true)]);
     bench.launcher.stop(start.launch, AS_PLANNED);
+    assert_eq!(bench.end(start).await.status, Status::Exited(3));
+}
+
+#[tokio::test]
+async fn a_job_that_ends_while_its_shim_is_stopped_ends_once_the_shim_was_asked() {
+    let mut bench = Bench::with(|options| options.ask_every = Duration::from_millis(100));
+    let (script, open) = gated(&bench, "kill -STOP $PPID; exit 3");
+    let (start, process) = bench.run(sh(&script)).await;
+    let shim = parent(process.pid);
+    open();
+    assert_eq!(bench.silence().await.0, shim);
     assert_eq!(bench.end(start).await.status, Status::Exited(3));
 }
 

@@ -87,7 +87,7 @@ impl Launch {
                 }
                 () = due(ask_at) => {
                     self.say(&Request::Ask);
-                    ask_at = self.vigil.ask_again_at();
+                    ask_at = self.vigil.ask_at(heard.process.as_ref());
                     continue;
                 }
                 progress = next_progress(&mut watcher) => {

@@ -86,14 +86,14 @@ pub(super) enum Fate {
 }
 
 impl Launch {
-    pub(super) fn new(jobs_dir: &Path, job: JobId, id: LaunchId, time_limit: Option<Duration>, state: State) -> Self {
+    pub(super) fn new(inner: &Inner, job: JobId, id: LaunchId, time_limit: Option<Duration>, state: State) -> Self {
         Self {
             id,
-            directory: launch_directory(jobs_dir, job, id),
+            directory: launch_directory(&inner.jobs_dir, job, id),
             state: Mutex::new(state),
             fate: watch::Sender::new(Fate::Unknown),
             disarmed: Notify::new(),
-            vigil: Vigil::new(time_limit),
+            vigil: Vigil::new(time_limit, inner.ask_every),
         }
     }
 

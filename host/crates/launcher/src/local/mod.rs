@@ -39,6 +39,9 @@ use crate::launch::{Event, GoError, LaunchPlan, Launcher, Settlement, Stop, Unse
 use crate::processes::UNKILLABLE_NS;
 use crate::wire::{Request, SpawnerReport};
 
+/// Once a minute costs nothing and is soon enough for what happens about never.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+
 /// How a [`LocalLauncher`] is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -53,6 +56,9 @@ pub struct Options {
     pub groups: Option<Delegated>,
     /// How long a process may survive SIGKILL before [`Event::Unkillable`] says so.
     pub unkillable_after: Duration,
+    /// How often the shim of a running job is asked whether it is there. No event tells that a process was stopped, and the end of
+    /// its job would not be seen.
+    pub ask_every: Duration,
     /// Whether this process [started alone](started_alone). Then what comes to it as a child, in a session of its own, is of a job
     /// whose shim and spawner have died, and is ended.
     pub started_alone: bool,
@@ -64,7 +70,8 @@ impl Options {
     #[must_use]
     pub fn new(jobs_dir: PathBuf, program: PathBuf, log_max_size: u64) -> Self {
         let unkillable_after = Duration::from_nanos(UNKILLABLE_NS);
-        Self { jobs_dir, program, log_max_size, groups: None, unkillable_after, started_alone: started_alone() }
+        let (ask_every, started_alone) = (ASK_EVERY, started_alone());
+        Self { jobs_dir, program, log_max_size, groups: None, unkillable_after, ask_every, started_alone }
     }
 }
 
@@ -104,6 +111,7 @@ struct Inner {
     limits: Limits,
     user: User,
     boot_id: String,
+    ask_every: Duration,
     orphans: Orphans,
     runtime: Handle,
     events: mpsc::Sender<Event>,
@@ -138,6 +146,7 @@ impl LocalLauncher {
                 groups: options.groups,
                 unkillable_after: options.unkillable_after,
             },
+            ask_every: options.ask_every,
             user: User::current(),
             boot_id,
             orphans: Orphans { are_of_jobs: options.started_alone },
@@ -200,7 +209,7 @@ impl Launcher for LocalLauncher {
     fn prepare(&self, plan: LaunchPlan) {
         let inner = Arc::clone(&self.inner);
         let state = State::Preparing { disarmed: false };
-        let launch = Arc::new(Launch::new(&inner.jobs_dir, plan.job, plan.launch, plan.time_limit, state));
+        let launch = Arc::new(Launch::new(&inner, plan.job, plan.launch, plan.time_limit, state));
         inner.launches().insert(plan.launch, Arc::clone(&launch));
         self.inner.runtime.spawn(async move { launch.prepare(&inner, plan).await });
     }
@@ -290,7 +299,7 @@ impl Launcher for LocalLauncher {
         for attempt in attempts {
             let state = State::Arming { disarmed: false };
             let (job, limit) = (attempt.job, attempt.time_limit);
-            let launch = Arc::new(Launch::new(&self.inner.jobs_dir, job, attempt.launch, limit, state));
+            let launch = Arc::new(Launch::new(&self.inner, job, attempt.launch, limit, state));
             self.inner.launches().insert(attempt.launch, Arc::clone(&launch));
             let inner = Arc::clone(&self.inner);
             self.inner.runtime.spawn(async move { launch.recover(&inner, attempt).await });

@@ -2,8 +2,8 @@
 //!
 //! It does not answer while it is stopped (SIGSTOP), starved or hangs in a filesystem, and no event tells of that. To `go` it
 //! answers that the command has started, or how it has ended. From then on it is asked whether it is there: with every stop and
-//! every other time limit, when its job's time limit runs out, and from then on again and again until the job has ended. One that
-//! does not answer is told of and continued (SIGCONT). If that does not help, and its
+//! every other time limit, when its job's time limit runs out, from then on again and again until the job has ended, and once in
+//! a while before. One that does not answer is told of and continued (SIGCONT). If that does not help, and its
 //! job has to end, it is killed: the job dies with it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,12 +24,14 @@ use crate::wire::Request;
 
 /// How often the shim of a job that has to end is asked whether it is there. It may be stopped at any moment, without an event;
 /// a job that is stopped ends within its grace, so that few are asked at all.
-const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_AT_THE_END_EVERY: Duration = Duration::from_secs(10);
 
 /// What the shim of a launch was told, and owes.
 pub(super) struct Vigil {
     duty: Mutex<Duty>,
     changed: Notify,
+    /// How often it is asked while nothing else asks it.
+    ask_every: Duration,
 }
 
 struct Duty {
@@ -46,9 +48,9 @@ struct Duty {
 }
 
 impl Vigil {
-    pub(super) fn new(time_limit: Option<Duration>) -> Self {
+    pub(super) fn new(time_limit: Option<Duration>, ask_every: Duration) -> Self {
         let duty = Duty { time_limit, stopping: false, answers: true, owed: 0, told: false };
-        Self { duty: Mutex::new(duty), changed: Notify::new() }
+        Self { duty: Mutex::new(duty), changed: Notify::new(), ask_every }
     }
 
     fn duty(&self) -> MutexGuard<'_, Duty> {
@@ -112,15 +114,16 @@ impl Vigil {
         if !duty.answers {
             return None;
         }
-        if duty.stopping {
-            return Some(Instant::now() + ASK_EVERY);
-        }
-        let left = left(process?, duty.time_limit?);
-        Some(Instant::now() + if left.is_zero() { ASK_EVERY } else { left })
-    }
-
-    pub(super) fn ask_again_at(&self) -> Option<Instant> {
-        Some(Instant::now() + ASK_EVERY)
+        let rest = match (duty.stopping, process, duty.time_limit) {
+            (true, _, _) => ASK_AT_THE_END_EVERY,
+            (false, None, _) => return None,
+            (false, Some(_), None) => self.ask_every,
+            (false, Some(process), Some(limit)) => match left(process, limit) {
+                Duration::ZERO => ASK_AT_THE_END_EVERY,
+                left => left.min(self.ask_every),
+            },
+        };
+        Some(Instant::now() + rest)
     }
 
     /// Whether the job has to end by now.
