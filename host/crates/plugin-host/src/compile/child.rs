@@ -1,6 +1,7 @@
-//! The compiling child: `PROGRAM plugin-compiler INPUT OUTPUT MEMORY_BYTES CPU_SECONDS`.
+//! The compiling child: `PROGRAM plugin-compiler INPUT OUTPUT MEMORY_BYTES CPU_SECONDS OUTPUT_BYTES`.
 
 use super::COMPILER_ARGUMENT;
+use crate::quantity::show_size;
 use crate::runtime;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
@@ -11,8 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// The largest file that a compiler may write. Machine code measures three to five times its component's 64 MiB.
-const OUTPUT_LIMIT: u64 = 1 << 30;
+/// The exit status of a compiler whose code is larger than it may be.
+pub const TOO_LARGE: u8 = 2;
 
 /// How far behind everything else a compiler stands (`nice`).
 const NICENESS: libc::c_int = 15;
@@ -26,34 +27,52 @@ pub fn dispatch_compiler(args: &[OsString]) -> Option<ExitCode> {
     }
     Some(match compile(rest) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err(Refusal { message, status }) => {
             // Nobody is left to tell when even this fails.
             let _ = writeln!(std::io::stderr(), "{message}");
-            ExitCode::FAILURE
+            status
         }
     })
 }
 
-fn compile(args: &[OsString]) -> Result<(), String> {
-    let [input, output, memory, seconds] = args else {
-        return Err(format!("{COMPILER_ARGUMENT} is started by the service itself, with four arguments"));
+struct Refusal {
+    message: String,
+    status: ExitCode,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Refusal {
+        Refusal { message, status: ExitCode::FAILURE }
+    }
+}
+
+fn compile(args: &[OsString]) -> Result<(), Refusal> {
+    let [input, output, memory, seconds, largest] = args else {
+        return Err(format!("{COMPILER_ARGUMENT} is started by the service itself, with five arguments").into());
     };
-    let number =
-        |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or("a limit is no number");
-    bound(number(memory)?, number(seconds)?)?;
+    let number = |text: &OsString| {
+        text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| "a limit is no number".to_owned())
+    };
+    let largest = number(largest)?;
+    bound(number(memory)?, number(seconds)?, largest)?;
 
     let component = std::fs::read(input).map_err(|error| format!("cannot read the component: {error}"))?;
     let engine = runtime::engine().map_err(|error| format!("{error:#}"))?;
     let code = engine.precompile_component(&component).map_err(|error| format!("{error:#}"))?;
-    write(Path::new(output), &code).map_err(|error| format!("cannot write the compiled code: {error}"))
+    let size = code.len() as u64;
+    if size > largest {
+        return Err(Refusal { message: show_size(size), status: ExitCode::from(TOO_LARGE) });
+    }
+    write(Path::new(output), &code).map_err(|error| format!("cannot write the compiled code: {error}"))?;
+    Ok(())
 }
 
 /// Takes on the limits, before anything of the component is read.
-fn bound(memory: u64, seconds: u64) -> Result<(), String> {
+fn bound(memory: u64, seconds: u64, output: u64) -> Result<(), String> {
     let limits = [
         (Resource::RLIMIT_AS, memory),
         (Resource::RLIMIT_CPU, seconds),
-        (Resource::RLIMIT_FSIZE, OUTPUT_LIMIT),
+        (Resource::RLIMIT_FSIZE, output),
         (Resource::RLIMIT_CORE, 0),
     ];
     for (resource, limit) in limits {

@@ -142,6 +142,9 @@ impl LoadError {
             LoadError::Compiled => "Put the .wasm component there; the service compiles it itself and keeps the result.".to_owned(),
             LoadError::Compile(CacheError::TooSlow(_)) => "Make the component smaller, or raise plugins.limits.compile_timeout.".to_owned(),
             LoadError::Compile(CacheError::Died { .. }) => "Make the component smaller, or raise plugins.limits.compile_memory.".to_owned(),
+            LoadError::Compile(CacheError::TooLarge { .. }) => {
+                "Make the component smaller, or of fewer instances of modules with many imports.".to_owned()
+            }
             LoadError::Compile(CacheError::Refused(_)) => {
                 "The file is damaged or uses a WebAssembly feature that is off here; copy it again, or rebuild it.".to_owned()
             }

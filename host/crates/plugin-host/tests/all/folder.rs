@@ -172,6 +172,15 @@ async fn a_component_that_needs_more_memory_to_compile_than_there_may_be_is_give
 }
 
 #[tokio::test]
+async fn a_component_that_swells_when_it_is_compiled_is_refused() {
+    let bench = Bench::with("swells.wasm", Guest::linking(20_000, 150).build());
+    let host = bench.host().await;
+    let error = host.plugins().remove(0).error.unwrap();
+    assert!(error.message.contains("over the 4 MiB that a component of its size may come to"), "{error:?}");
+    assert!(error.advice.contains("fewer instances"), "{error:?}");
+}
+
+#[tokio::test]
 async fn calls_go_on_while_a_function_that_takes_minutes_is_being_compiled() {
     let bench = Bench::with("good.wasm", harmless());
     let host = bench.host().await;
