@@ -103,15 +103,6 @@ impl Course {
     /// Keeps that a plugin failed, and does what its manifest wants then. The failure of an observing plugin has no effect.
     pub(super) fn fail(&mut self, guest: &dyn Guest, hook: Hook, error: CallError, duration: Duration) {
         let CallError { plugin, kind, limit, message, on_error, .. } = error;
-        let what_happened = kind.what_happened();
-        tracing::warn!(
-            plugin,
-            hook = hook.as_str(),
-            stage = self.stage.as_str(),
-            kind = kind.as_str(),
-            limit,
-            "a plugin {what_happened}: {message}"
-        );
         let weight = if on_error == OnError::Reject { Severity::Error } else { Severity::Warning };
         let problem = |weight| failed(plugin.clone(), &kind, &message, weight);
         self.record(guest, hook, "failed", vec![problem(weight)], None, duration);
@@ -129,6 +120,7 @@ impl Course {
             }
             OnError::Ignore => self.problems.push(problem(Severity::Warning)),
             OnError::Hold => {
+                let what_happened = kind.what_happened();
                 let sentence = format!("plugin `{plugin}` {what_happened} and has the job held then: {message}");
                 self.problems.push(problem(Severity::Warning));
                 self.hold.get_or_insert(Reason::new("plugin_failed", sentence));

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tracing::{Instrument, Span};
 
 /// How far behind the service a busy guest stands on a contended core (`nice`, setpriority(2)): it gets about a tenth.
 const BUSY: libc::c_int = 10;
@@ -96,8 +97,9 @@ async fn go_on<T: Send + 'static, H: Send + 'static>(
 ) -> Result<T, Lost> {
     let (mut caller, answer) = oneshot::channel();
     let runtime = Handle::current();
+    let span = Span::current();
     thread::Builder::new().name("plugin-call".into()).spawn(move || {
-        let mut call = Box::pin(behind_others(call, steps));
+        let mut call = Box::pin(behind_others(call, steps).instrument(span));
         let ended = runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -199,6 +201,16 @@ mod tests {
         }
         assert_ne!(begins_on(&steps, Duration::ZERO).await, here, "nobody knew yet");
         assert_eq!(begins_on(&steps, Duration::ZERO).await, here);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_call_apart_is_in_the_span_of_its_caller() {
+        // For all threads; another test of the same process may have done it.
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+        let call = async { (Span::current().id(), ()) };
+        let span = tracing::info_span!("caller");
+        let seen = run(call.boxed(), &AtomicBool::new(false), &Arc::default()).instrument(span.clone()).await.unwrap();
+        assert!(seen.is_some() && seen == span.id());
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -203,13 +203,15 @@ impl<'a> Call<'a> {
             }
             // It was not called: that is not its failure, and no call of its.
             (Err(error), _) if error.kind == FailureKind::Busy => {
-                tracing::warn!("plugin not called: {}", error.message)
+                tracing::warn!("plugin {}: {}", error.kind.what_happened(), error.message)
             }
             (Err(error), Some(hook)) => {
-                tracing::warn!("plugin failed: {}", error.message);
+                let kind = error.kind.as_str();
+                tracing::warn!(kind, limit = error.limit, "plugin {}: {}", error.kind.what_happened(), error.message);
                 stats.record_failure(&spent, last_failure(hook, error));
             }
-            (Err(error), None) => tracing::warn!("plugin failed: {}", error.message),
+            // The loader says it.
+            (Err(error), None) => tracing::debug!("plugin failed: {}", error.message),
         }
         Called { result, duration, peak_memory_bytes: spent.peak_memory_bytes, log }
     }

@@ -208,21 +208,22 @@ fn located(text: &str, error: &toml::de::Error) -> ManifestError {
     let start = span.start + quoted.and_then(|quoted| within.find(quoted)).unwrap_or(0);
     let line = text.as_bytes()[..start.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
     let mut message = error.message().trim().replace('\n', "; ");
-    if let Some((key, known)) = unknown_key(&message) {
-        message = match nearest(&key, &known) {
-            Some(near) => format!("unknown key `{key}`; did you mean `{near}`?"),
-            None => format!("unknown key `{key}`; known are {}", known.join(", ")),
+    if let Some((what, given, known)) = unknown(&message) {
+        message = match nearest(&given, &known) {
+            Some(near) => format!("unknown {what} `{given}`; did you mean `{near}`?"),
+            None => format!("unknown {what} `{given}`; known are {}", known.join(", ")),
         };
     }
     ManifestError { line, message }
 }
 
-/// Takes serde's ``unknown field `x`, expected one of `a`, `b` `` apart.
-fn unknown_key(message: &str) -> Option<(String, Vec<String>)> {
-    let rest = message.strip_prefix("unknown field `").or_else(|| message.strip_prefix("unknown variant `"))?;
-    let (key, expected) = rest.split_once("`, ")?;
+/// Takes serde's ``unknown field `x`, expected one of `a`, `b` `` apart: what it is, what was given, and what is known.
+fn unknown(message: &str) -> Option<(&'static str, String, Vec<String>)> {
+    let of = |what, start| message.strip_prefix(start).map(|rest| (what, rest));
+    let (what, rest) = of("key", "unknown field `").or_else(|| of("value", "unknown variant `"))?;
+    let (given, expected) = rest.split_once("`, ")?;
     let known = expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
-    Some((key.to_owned(), known))
+    Some((what, given.to_owned(), known))
 }
 
 /// The known key that a mistyped one most likely means.
@@ -322,6 +323,8 @@ mod tests {
         for (text, line, want) in [
             ("enabled = true\ntimeot = \"2s\"\n", 2, "did you mean `timeout`?"),
             ("\n\nmode = \"obsrve\"", 3, "did you mean `observe`?"),
+            ("stages = [\"lunch\"]", 1, "unknown value `lunch`; did you mean `launch`?"),
+            ("stages = [\n  \"submit\",\n  \"whenever\",\n]", 3, "unknown value `whenever`; known are submit, launch"),
             ("[secrets]\nA = { enf = \"X\" }", 2, "did you mean `env`?"),
             ("wholly_unknown = 1", 1, "known are enabled"),
             ("http = [\n  \"https://a.example\",\n  \"https://*.example\",\n]", 3, "exact host"),
@@ -331,6 +334,7 @@ mod tests {
             ("memory = \"1 hectare\"", 1, "hectare"),
             ("order = 1\nmemory = 0", 2, "64 KiB"),
             ("env = [\"LD_PRELOAD\"]", 1, "never granted"),
+            ("order = 1\nenv = [\"NCCL_*\", \"CUDA_*\"]", 2, "name each variable in full"),
             ("order = \"first\"", 1, "expected i64"),
             ("enabled = ", 1, ""),
             ("sha256 = \"abc\"", 1, "64 hexadecimal"),

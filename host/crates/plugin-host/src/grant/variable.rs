@@ -18,6 +18,11 @@ pub enum AllowedVariableError {
     /// `LD_*` decides which code a program loads, `TAXIWAY_*` is the service's own word.
     #[error("`{0}` is never granted: LD_* and TAXIWAY_* stay out of reach")]
     Never(String),
+    /// A pattern reaches none of those that it is written for.
+    #[error(
+        "`{0}` grants nothing, since PYTHON* and CUDA_* decide what runs and on which GPUs; name each variable in full"
+    )]
+    OnlyInFull(String),
     /// Not a name.
     #[error("`{0}` is no variable; write NAME or PREFIX_* (a star only at the end)")]
     Malformed(String),
@@ -60,6 +65,7 @@ impl FromStr for AllowedVariable {
             return Err(AllowedVariableError::Never(shown()));
         }
         match text.strip_suffix('*') {
+            Some(prefix) if only_in_full(prefix) && prefix != "PATH" => Err(AllowedVariableError::OnlyInFull(shown())),
             Some("") => Ok(AllowedVariable::Prefix(String::new())),
             Some(prefix) if is_variable_name(prefix) => Ok(AllowedVariable::Prefix(prefix.to_owned())),
             None if is_variable_name(text) => Ok(AllowedVariable::Name(text.to_owned())),
@@ -96,7 +102,7 @@ mod tests {
         assert!(allows("NCCL_*", "NCCL_DEBUG"));
         assert!(!allows("NCCL_*", "NCCLDEBUG"));
         assert!(allows("CUDA_LAUNCH_BLOCKING", "CUDA_LAUNCH_BLOCKING"));
-        assert!(!allows("CUDA_*", "CUDA_LAUNCH_BLOCKING"));
+        assert!(!allows("CUDA*", "CUDA_LAUNCH_BLOCKING") && allows("CUDA*", "CUDAHOSTCXX"));
         assert!(!allows("*", "PATH"));
         assert!(allows("PATH", "PATH"));
         assert!(!allows("P*", "PYTHONPATH"));
@@ -106,10 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_never_granted_is_refused_in_the_manifest() {
+    fn what_grants_nothing_is_refused_in_the_manifest() {
         for text in ["LD_PRELOAD", "LD_*", "TAXIWAY_*"] {
             assert!(matches!(text.parse::<AllowedVariable>(), Err(AllowedVariableError::Never(_))), "{text}");
         }
+        for text in ["CUDA_*", "CUDA_LAUNCH*", "PYTHON*", "PYTHONPATH*"] {
+            assert!(matches!(text.parse::<AllowedVariable>(), Err(AllowedVariableError::OnlyInFull(_))), "{text}");
+        }
+        assert!(allows("PATH*", "PATHS") && !allows("PATH*", "PATH"));
         for text in ["", "A*B", "1A", "A B", "**"] {
             assert!(matches!(text.parse::<AllowedVariable>(), Err(AllowedVariableError::Malformed(_))), "{text}");
         }
