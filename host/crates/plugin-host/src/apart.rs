@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::{Instrument, Span};
@@ -30,10 +30,6 @@ const LONG: Duration = Duration::from_millis(250);
 
 /// The longest step, in processor time, that a caller's thread is lent for: as long as the turns of a guest that computes there.
 const SHORT: Duration = Duration::from_millis(4);
-
-/// The longest time for those who wait for memory when a guest's was given back: a quick call ends within it, also where its
-/// thread has to wait for a core.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a call that went apart has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +103,8 @@ async fn go_on<T: Send + 'static, H: Send + 'static>(
                 ended = &mut call => Some(ended),
             }
         });
-        // What it held is dropped on a thread of the usual priority: one that has to wait for a core would keep the lock meanwhile.
+        // What it held is dropped on a thread of the usual priority: one that has to wait for a core would keep others from having or
+        // giving back memory meanwhile (mmap_lock).
         match ended {
             Some((answer, held)) => {
                 // An error means that nobody waits for it any more.
@@ -121,16 +118,13 @@ async fn go_on<T: Send + 'static, H: Send + 'static>(
     answer.await.map_err(|_| Lost::Panicked)
 }
 
-/// Drops what a call held, all of its memory above all. While the system takes back a hundred megabytes, some 20 ms, it keeps
-/// every other thread from having or giving back memory (mmap_lock), which each call does several times. So one after the other,
-/// with a pause as long, in which those that wait have their turn, and no call waits for more than one of them.
+/// Drops what a call held, all of its memory above all: up to some 20 ms of work. One after the other, so that however many calls
+/// end at once, one core at most is busy with what they held.
 fn give_back(held: impl Send) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // Nothing is half done when a holder panics: it guards no data.
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let began = Instant::now();
     drop(held);
-    thread::sleep(began.elapsed().min(PAUSE));
 }
 
 /// The call, on a thread that is nobody else's and never used again: a priority that was lowered cannot be raised.

@@ -40,6 +40,7 @@ mod limits;
 mod load;
 mod loader;
 mod manifest;
+mod memory;
 mod output;
 mod patch;
 mod places;

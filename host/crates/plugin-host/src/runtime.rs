@@ -1,6 +1,7 @@
 //! The engine and everything that all plugins share.
 
 use crate::limits::Limits;
+use crate::memory::Memories;
 use crate::places::Shared;
 use crate::state::State;
 use crate::ticker::Ticker;
@@ -52,6 +53,9 @@ pub fn engine() -> wasmtime::Result<Engine> {
     config
         .wasm_component_model(true)
         .epoch_interruption(true)
+        // Given back in pieces, for which others do not wait. What a memory begins with is so copied into it, not mapped.
+        .with_host_memory(Arc::new(Memories))
+        .memory_init_cow(false)
         // A memory that two threads share could not be counted.
         .wasm_features(WasmFeatures::THREADS, false)
         .shared_memory(false)
