@@ -21,7 +21,7 @@ use taxiway_job::LaunchId;
 
 use crate::clock::boottime_ns;
 use crate::processes::{self, Ending, UNKILLABLE_NS};
-use crate::wire::{SPAWNER_ARGUMENT, SpawnerReport, encode};
+use crate::wire::{SPAWNER_ARGUMENT, SPAWNER_NAME, SpawnerReport, encode};
 
 /// The bytes of a request: the launch id as it is written.
 const REQUEST_BYTES: usize = 32;
@@ -66,7 +66,7 @@ impl Spawner {
         // The terminal of a service in the foreground must not interrupt the spawner with it.
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        nix::sys::prctl::set_name(c"taxiway-spawner")?;
+        nix::sys::prctl::set_name(SPAWNER_NAME)?;
         ignore_nothing();
         Ok(Self {
             host,

@@ -3,6 +3,8 @@
 //! The protocol's version is [`VERSION`]. A host may be newer than the shims that it adopts, so a message is only ever added to:
 //! fields that a reader does not know are ignored, and so are whole messages.
 
+use std::ffi::CStr;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use taxiway_job::{LaunchId, ProcessSpec};
@@ -21,6 +23,9 @@ const LINE_MAX_BYTES: usize = 16 << 20;
 
 /// The name of the program's first argument that makes it a spawner.
 pub(crate) const SPAWNER_ARGUMENT: &str = "shim-spawner";
+
+/// The name that a spawner's process has (prctl(2), PR_SET_NAME); its shims have another.
+pub(crate) const SPAWNER_NAME: &CStr = c"taxiway-spawner";
 
 /// Files in a launch's directory.
 pub(crate) mod file {

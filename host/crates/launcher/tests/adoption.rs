@@ -29,6 +29,30 @@ async fn connections_that_say_nothing_keep_no_host_from_its_shim() {
 }
 
 #[tokio::test]
+async fn a_shim_whose_socket_took_no_more_connections_is_asked_again() {
+    let mut bench = Bench::new();
+    let start = Start::new();
+    let (script, open) = gated(&bench, "exit 7");
+    let host = Host::start(&bench, start, "running", &script);
+    let shim = parent(host.job_pid());
+    host.kill();
+    bench.listens(start).await;
+    kill(shim, libc::SIGSTOP);
+    // As above. It listens with room for 8, which Linux takes for 9.
+    let directory = std::fs::File::open(bench.launch_dir(start)).expect("a directory");
+    let path = format!("/proc/self/fd/{}/shim.sock", std::os::fd::AsRawFd::as_raw_fd(&directory));
+    let connect = |_| std::os::unix::net::UnixStream::connect(&path).expect("there is room");
+    let silent: Vec<_> = (0..9).map(connect).collect();
+    bench.recover(start, StoredPhase::Running);
+    assert_eq!(bench.silence().await.0, shim);
+    kill(shim, libc::SIGCONT);
+    assert!(matches!(bench.event().await, Event::Adopted { .. }));
+    drop(silent);
+    open();
+    assert_eq!(bench.end(start).await.status, Status::Exited(7));
+}
+
+#[tokio::test]
 async fn an_adopted_job_can_be_stopped() {
     let mut bench = Bench::new();
     let start = Start::new();

@@ -179,6 +179,26 @@ async fn a_shim_killed_while_its_spawner_is_stopped_is_settled_and_leaves_nothin
     assert!(processes_of(start.launch).is_empty());
 }
 
+#[tokio::test]
+async fn an_adopted_shim_killed_while_its_spawner_is_stopped_leaves_nothing() {
+    let mut bench = Bench::new();
+    let start = Start::new();
+    let host =
+        Host::start(&bench, start, "running", "(setsid env -i sh -c 'echo $$; sleep 1000; exit' &); sleep 1000; exit");
+    let hidden = bench.log_has(start, "\n").await.trim().parse().expect("a pid");
+    let shim = parent(host.job_pid());
+    let spawner = parent(shim);
+    host.kill();
+    bench.recover(start, StoredPhase::Running);
+    assert!(matches!(bench.event().await, Event::Adopted { .. }));
+    kill(spawner, libc::SIGSTOP);
+    kill(shim, libc::SIGKILL);
+    let settlement = bench.settlement(start).await;
+    assert!(matches!(settlement, Settlement::Lost { .. }), "{settlement:?}");
+    assert!(!lives(hidden));
+    kill(spawner, libc::SIGKILL);
+}
+
 /// A process that is held by ptrace(2), which SIGCONT does not undo, until it is killed.
 struct Held(std::thread::JoinHandle<()>);
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::Inner;
 use super::control::Control;
 use super::launch::{Launch, Parent, State};
+use super::orphans;
 use super::patience::{Late, Patience};
 use super::settle::Settled;
 use crate::launch::{Event, Started, StoredPhase};
@@ -46,7 +47,7 @@ impl Launch {
         process: Option<Started>,
     ) -> Option<Known> {
         let heard = Heard { shim: Identity::of(shim_pid), started: true, process, ..Heard::default() };
-        self.follow(inner, control, lines, heard, Parent::Earlier).await
+        self.follow(inner, control, lines, heard, Parent::Earlier(orphans::spawner_of(shim_pid))).await
     }
 
     /// Passes on what the shim reports until it is gone, then finds out what became of the launch. What is known of it is
@@ -200,7 +201,7 @@ impl Launch {
         }
         // It was not told to start anything, and nobody can tell it any more.
         let known = Known { phase: StoredPhase::Armed, same_boot: true };
-        match self.settle(inner, known).await {
+        match self.settle(inner, known, None).await {
             Ok(Ok(Settled::LockHeldBy(shim_pid))) => {
                 // It has nothing to do, and does not leave. It may take a moment to go.
                 self.signal_holder(shim_pid, libc::SIGKILL).await;

@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 use super::Inner;
 use super::follow::Heard;
 use super::launch::{Fate, Launch, Parent, State, blocking};
-use super::orphans;
+use super::orphans::{self, Orphans};
 use super::patience::{Late, Patience};
 use super::settle::{self, Settled};
 use super::spawner::Spawner;
@@ -59,7 +59,11 @@ impl Launch {
         let phase = if heard.started { StoredPhase::Running } else { StoredPhase::Pending };
         let known = Known { phase, same_boot: true };
         let launch = self.id;
-        match self.settle(inner, known).await {
+        let spawner = match parent {
+            Parent::Spawner(_) => None,
+            Parent::Earlier(spawner) => spawner,
+        };
+        match self.settle(inner, known, spawner).await {
             Ok(Ok(Settled::Yes(Settlement::NotStarted { .. }))) => {
                 self.started_nothing(inner, heard.failed.or(reason)).await
             }
@@ -76,12 +80,17 @@ impl Launch {
         None
     }
 
-    /// Settles it under its lock.
-    pub(super) async fn settle(&self, inner: &Inner, known: Known) -> Result<io::Result<Settled>, JoinError> {
+    /// Settles it under its lock. `spawner` is the one of an earlier host that may have what it has left.
+    pub(super) async fn settle(
+        &self,
+        inner: &Inner,
+        known: Known,
+        spawner: Option<Identity>,
+    ) -> Result<io::Result<Settled>, JoinError> {
         let directory = self.directory.clone();
         let launch = self.id;
         let groups = inner.limits.groups.clone();
-        let orphans = inner.orphans;
+        let orphans = Orphans { are_of_jobs: inner.started_alone, spawner };
         let events = inner.events.clone();
         let unkillable = move |pids| drop(events.blocking_send(Event::Unkillable { launch, pids }));
         blocking(move || settle::settle(&directory, launch, known, groups.as_ref(), orphans, &unkillable)).await

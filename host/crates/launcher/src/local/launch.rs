@@ -20,6 +20,7 @@ use super::spawner::Spawner;
 use super::stranger::Stranger;
 use super::vigil::Vigil;
 use crate::launch::{Event, LaunchPlan, PrepareError, Settlement};
+use crate::processes::Identity;
 use crate::wire::{Lines, Request, ShimPlan};
 
 /// Where a launch is.
@@ -58,8 +59,8 @@ pub(super) struct Launch {
 pub(super) enum Parent {
     /// A spawner of this host.
     Spawner(Spawner),
-    /// One of an earlier host.
-    Earlier,
+    /// One of an earlier host, if that still lives.
+    Earlier(Option<Identity>),
 }
 
 /// Makes a launch's directory, off the runtime.

@@ -31,7 +31,6 @@ use tokio::sync::mpsc;
 pub(crate) use self::directory::launch_directory;
 use self::directory::{Limits, User, milliseconds};
 use self::launch::{Fate, Launch, State};
-use self::orphans::Orphans;
 pub use self::orphans::started_alone;
 use self::spawner::Spawner;
 use crate::cgroup::Delegated;
@@ -112,7 +111,7 @@ struct Inner {
     user: User,
     boot_id: String,
     ask_every: Duration,
-    orphans: Orphans,
+    started_alone: bool,
     runtime: Handle,
     events: mpsc::Sender<Event>,
     launches: Arc<Mutex<HashMap<LaunchId, Arc<Launch>>>>,
@@ -149,7 +148,7 @@ impl LocalLauncher {
             ask_every: options.ask_every,
             user: User::current(),
             boot_id,
-            orphans: Orphans { are_of_jobs: options.started_alone },
+            started_alone: options.started_alone,
             runtime: Handle::current(),
             events,
             launches,

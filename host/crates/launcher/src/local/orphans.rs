@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::processes::{self, Identity, Stat, pidfd_open};
-use crate::wire::SPAWNER_ARGUMENT;
+use crate::wire::{SPAWNER_ARGUMENT, SPAWNER_NAME};
 
 /// Whether this process has no child yet and will get none but by what it starts itself. One that was executed by a program that
 /// had children has theirs, and the first process of a container gets every orphan of it: there a child tells nothing.
@@ -24,11 +24,13 @@ fn own_pid() -> i32 {
     unsafe { libc::getpid() }
 }
 
-/// How children of this process are taken that are none of its own making.
+/// Where what a job has left may be, beside where it is found by its environment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Orphans {
-    /// Every one of them is what a job has left.
+    /// Every child of this process that is none of its own making is of a job.
     pub(super) are_of_jobs: bool,
+    /// The shim's spawner, if that is one of an earlier host. It ends them itself, unless it is stopped; nobody is told when.
+    pub(super) spawner: Option<Identity>,
 }
 
 impl Orphans {
@@ -41,13 +43,15 @@ impl Orphans {
         let Some(own_session) = all.iter().find(|(pid, _)| *pid == me).map(|(_, stat)| stat.session) else {
             return Vec::new();
         };
-        let orphans = all.iter().filter(|(_, stat)| stat.parent == me && stat.session != own_session);
+        let spawner = self.spawner.filter(|spawner| Identity::of(spawner.pid) == Some(*spawner));
         let mut living = Vec::new();
-        for (pid, stat) in orphans {
-            if !stat.lives() {
+        for (pid, stat) in all {
+            let is_mine = stat.parent == me && stat.session != own_session;
+            let is_of_a_job = is_mine && self.are_of_jobs || spawner.is_some_and(|spawner| stat.parent == spawner.pid);
+            if is_mine && !stat.lives() {
                 // An error means that it could not be waited for, and stays.
                 let _ = wait_gone(*pid, stat.start_time, Some(Instant::now()));
-            } else if self.are_of_jobs && !is_spawner_or_shim(*pid) {
+            } else if is_of_a_job && stat.lives() && !is_spawner_or_shim(*pid) {
                 living.push(*pid);
             }
         }
@@ -71,6 +75,13 @@ pub(super) fn wait_for_the_dead() {
             let _ = wait_gone(pid, stat.start_time, Some(Instant::now() + ENDING));
         }
     }
+}
+
+/// The spawner that a shim is a child of; none when that has died.
+pub(super) fn spawner_of(shim_pid: i32) -> Option<Identity> {
+    let parent = processes::stat(shim_pid)?.parent;
+    let name = fs::read(format!("/proc/{parent}/comm")).ok()?;
+    (name.trim_ascii_end() == SPAWNER_NAME.to_bytes() && is_spawner_or_shim(parent)).then(|| Identity::of(parent))?
 }
 
 fn is_spawner_or_shim(pid: i32) -> bool {

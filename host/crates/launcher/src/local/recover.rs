@@ -26,6 +26,15 @@ use crate::wire::{ANSWERS_SINCE, Lines, Phase, Report, Request, VERSION, file};
 /// what is being waited for.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// What came of asking a shim.
+enum Asked {
+    Adopted(Adopted),
+    /// There is nobody, or the connection broke.
+    Nobody,
+    /// Its socket takes no more connections: it has not come to take those that wait.
+    Full,
+}
+
 /// A shim's answer to the handshake.
 struct Adopted {
     control: Arc<Control>,
@@ -50,13 +59,16 @@ impl Launch {
         loop {
             // Before the shim is asked, so that its socket is not missed: it makes one when it has seen its host go.
             let names = Watch::names(&self.directory);
-            if let Some(adopted) = self.ask(inner).await {
-                match Arc::clone(&self).adopt(inner, adopted).await {
+            let mut is_full = false;
+            match self.ask(inner).await {
+                Asked::Adopted(adopted) => match Arc::clone(&self).adopt(inner, adopted).await {
                     Some(unclear) => known = unclear,
                     None => return,
-                }
+                },
+                Asked::Nobody => {}
+                Asked::Full => is_full = true,
             }
-            let (holder, why) = match self.settle(inner, known).await {
+            let (holder, why) = match self.settle(inner, known, None).await {
                 Ok(Ok(Settled::Yes(Settlement::NotStarted { reason }))) => {
                     return self.started_nothing(inner, reason).await;
                 }
@@ -71,7 +83,13 @@ impl Launch {
                 // The runtime is shutting down.
                 Err(_) => return,
             };
-            let waiting = wait_for_change(holder, names);
+            let waiting = async {
+                tokio::select! {
+                    () = wait_for_change(holder, names) => {}
+                    // No event tells of room.
+                    () = tokio::time::sleep(LOOK_AGAIN), if is_full => {}
+                }
+            };
             tokio::pin!(waiting);
             if tokio::time::timeout(ANSWER_TIMEOUT, &mut waiting).await.is_err() {
                 // Again only when it is something else.
@@ -97,10 +115,18 @@ impl Launch {
         self.follow_adopted(inner, adopted.control, adopted.lines, adopted.shim_pid, process).await
     }
 
-    /// Shakes hands with the shim; none when there is nobody or the connection breaks.
-    async fn ask(&self, inner: &Inner) -> Option<Adopted> {
+    /// Shakes hands with the shim.
+    async fn ask(&self, inner: &Inner) -> Asked {
         let directory = self.directory.clone();
-        let stream = blocking(move || connect_in(&directory)).await.ok()?.ok()?;
+        match blocking(move || connect_in(&directory)).await {
+            Ok(Ok(stream)) => self.greet(inner, stream).await.map_or(Asked::Nobody, Asked::Adopted),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Asked::Full,
+            Ok(Err(_)) | Err(_) => Asked::Nobody,
+        }
+    }
+
+    /// Says hello, and waits for the answer; none when the connection breaks.
+    async fn greet(&self, inner: &Inner, stream: UnixStream) -> Option<Adopted> {
         let shim_pid = peer(&stream);
         let control = Arc::new(Control::new(stream).ok()?);
         control.send(&Request::Hello { version: VERSION, launch: self.id }).ok()?;
