@@ -92,6 +92,8 @@ async fn a_running_job_whose_shim_is_stopped_can_be_cancelled_and_extended() {
     let mut bell = Bell::new(server.place().path(), "bell");
     let job = server.submit(sh(&format!("{}; sleep 1000", bell.ring("up")))).await;
     let mut events = server.events().await;
+    // Its shim has said so, and is not stopped before.
+    events.job(job.id(), "running").await;
     bell.heard().await;
     let shim = shim_of(&server.place().jobs_dir(), job.id()).await;
     shim.signal(libc::SIGSTOP);
