@@ -79,4 +79,6 @@ pub use view::{
 };
 
 #[cfg(test)]
+mod compatibility;
+#[cfg(test)]
 mod fuzz;

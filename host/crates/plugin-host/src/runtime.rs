@@ -64,14 +64,20 @@ pub fn engine() -> wasmtime::Result<Engine> {
     Engine::new(&config)
 }
 
-/// Everything that a component may import, linked always: Python and JavaScript components import all of WASI whether
-/// they use it or not.
+/// Everything that a component may import.
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
-    let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    let mut linker = linker_of_wasi(engine)?;
     crate::bindings::imports::taxiway::plugin::host::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| {
         state
     })?;
+    Ok(linker)
+}
+
+/// What a component may import beside `host`, linked always: Python and JavaScript components import all of WASI whether they use it
+/// or not.
+pub fn linker_of_wasi(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     Ok(linker)
 }

@@ -1,7 +1,6 @@
 //! The plugin host with real components, real folders and a real compiling child.
 
 mod bench;
-mod compatibility;
 mod crowd;
 mod folder;
 mod grants;
