@@ -59,7 +59,8 @@ kills: setup ## kill -9 service, shim and both in every state of a job, ROUNDS t
 bench: build bench-plugins bench-scale ## measure hand-over, submission, plugins and scale beside floors and targets
 	@$(call need,wrk,wrk)
 	cargo build --release --locked --package taxiway-fake-nvml
-	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --nvml $(TARGET_DIR)/release/libtaxiway_fake_nvml.so --json $(TARGET_DIR)/bench.json
+	cargo build --release --locked --package taxiway --package taxiway-submission-floor
+	python3 tests/bench/bench.py --taxiway $(TAXIWAY) --bare $(TARGET_DIR)/release/taxiway-submission-floor --nvml $(TARGET_DIR)/release/libtaxiway_fake_nvml.so --json $(TARGET_DIR)/bench.json
 
 bench-plugins: setup ## measure what plugins cost, and what hostile ones do to others
 	cargo build --release --locked --manifest-path plugins/Cargo.toml --package batch-limit --target wasm32-wasip2 --target-dir $(TARGET_DIR)/plugins

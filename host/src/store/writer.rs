@@ -14,7 +14,8 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use super::counters::Counters;
 use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, StoreError, history, keys};
 
-/// The most units in one transaction: bounds how long the first of them waits for its answer.
+/// With how many changes a transaction takes no more units: bounds how long the first of them waits for its answer. It is about
+/// what the largest batch has, so that one of several batches is answered while the next is being written.
 const GROUP: usize = 1024;
 
 /// How long the writer waits before it tries again to write facts that the disk refused: a compromise between noticing free
@@ -35,6 +36,13 @@ pub(super) struct Unit {
     pub(super) can_wait: bool,
     /// Where the answer goes.
     pub(super) reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Unit {
+    /// How much of a group it is.
+    fn weight(&self) -> usize {
+        self.changes.len().max(1)
+    }
 }
 
 pub(super) struct Writer {
@@ -65,18 +73,23 @@ impl Writer {
                     None => return,
                 }
             }
+            let mut changes: usize = group.iter().map(Unit::weight).sum();
             let patient_until = Instant::now() + PATIENCE;
             loop {
-                while group.len() < GROUP
+                while changes < GROUP
                     && let Ok(unit) = units.try_recv()
                 {
+                    changes += unit.weight();
                     group.push_back(unit);
                 }
-                if group.len() == GROUP || group.iter().any(|unit| !unit.can_wait) {
+                if changes >= GROUP || group.iter().any(|unit| !unit.can_wait) {
                     break;
                 }
                 match receive_until(&mut units, patient_until) {
-                    Some(unit) => group.push_back(unit),
+                    Some(unit) => {
+                        changes += unit.weight();
+                        group.push_back(unit);
+                    }
                     None => break,
                 }
             }

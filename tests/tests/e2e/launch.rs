@@ -146,6 +146,7 @@ async fn a_profile_gives_what_a_submission_leaves_out() {
         json!({"profile": "greeter", "env": {"WHO": "world"}, "config": {"a": 1}, "labels": {"mine": "yes"}});
     let job = server.post("/jobs", &submission).await.expect(201);
     assert_eq!(job.header("location"), format!("/api/v1/jobs/{}", job.job().id()));
+    assert_eq!(job.header("etag"), "\"1\"");
     let job = job.job();
     assert_eq!((&job.json["priority"], &job.json["time_limit"]), (&json!(7), &json!(3600)));
     assert_eq!(job.json["labels"], json!({"team": "greeters", "mine": "yes"}));

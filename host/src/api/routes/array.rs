@@ -12,7 +12,7 @@ use futures_util::stream;
 use serde_json::{Map, Value};
 use taxiway_job::{ArrayId, ArrayLimit, ArrayMember, Job, JobId, Problem};
 
-use super::super::answer::{Refused, problem};
+use super::super::answer::{Refused, problem, with_jobs};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Claim, Outcome};
 use super::super::{Api, array, submission, wire};
@@ -119,7 +119,8 @@ pub(super) async fn again(api: &Api, id: ArrayId, ids: Vec<JobId>) -> Result<Res
 }
 
 fn created(id: ArrayId, items: Vec<wire::Job<'_>>) -> Response {
-    let mut response = (StatusCode::CREATED, Json(wire::SubmittedArray { array_id: id, items })).into_response();
+    let mut response = with_jobs(items.len(), &wire::SubmittedArray { array_id: id, items });
+    *response.status_mut() = StatusCode::CREATED;
     if let Ok(location) = HeaderValue::try_from(format!("/api/v1/jobs?array_id={id}")) {
         response.headers_mut().insert(header::LOCATION, location);
     }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::RawQuery;
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -15,7 +14,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use taxiway_job::{Job, JobId, OutOfRange, Problem};
 
-use super::super::answer::{Refused, problem};
+use super::super::answer::{Refused, problem, with_jobs};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Begun, Claim, ItemOutcome, Outcome};
 use super::super::{Api, State, body, submission, wire};
@@ -293,7 +292,7 @@ fn answer(stored: &[Stored], atomic: bool) -> Response {
     let own = |stored: &&Stored| stored.as_ref().is_err_and(|it| it.status() != StatusCode::FAILED_DEPENDENCY);
     match stored.iter().find(own) {
         Some(Err(first)) if atomic => refuse_all(first, stored, &batch),
-        _ => Json(batch).into_response(),
+        _ => with_jobs(stored.len(), &batch),
     }
 }
 
@@ -332,7 +331,7 @@ pub(super) async fn again(api: &Api, items: Vec<ItemOutcome>) -> Result<Response
             },
         })
         .collect();
-    Ok(Json(wire::Batch { items }).into_response())
+    Ok(with_jobs(ids.len(), &wire::Batch { items }))
 }
 
 #[cfg(test)]

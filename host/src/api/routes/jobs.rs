@@ -1,12 +1,11 @@
 //! `GET /api/v1/jobs` and `GET /api/v1/jobs/{id}`
 
-use axum::Json;
 use axum::extract::{Path, RawQuery};
 use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use taxiway_job::{ArrayId, Job, JobId, State as JobState};
 
-use super::super::answer::Refused;
+use super::super::answer::{Refused, with_jobs};
 use super::super::{Api, State, wire};
 use crate::config::nearest;
 use crate::queue::Standing;
@@ -25,7 +24,7 @@ pub(super) async fn list(api: State, RawQuery(query): RawQuery) -> Result<Respon
     let standings = api.service.queue.standing(page.items.iter().map(|job| job.id).collect()).await;
     let items = page.items.iter().zip(&standings).map(|(job, standing)| wire::Job::new(job, standing)).collect();
     let next_cursor = page.next.map(|Cursor(seq)| seq.to_string());
-    Ok(Json(wire::Page { items, next_cursor }).into_response())
+    Ok(with_jobs(page.items.len(), &wire::Page { items, next_cursor }))
 }
 
 pub(super) async fn one(api: State, Path(id): Path<String>) -> Result<Response, Refused> {
@@ -57,7 +56,7 @@ pub(super) async fn standing_of(api: &Api, id: JobId) -> Standing {
 
 /// The job, with its revision as its `ETag`: what `If-Match` of an operation compares.
 pub(super) fn answer(job: &Job, standing: &Standing) -> Response {
-    let mut response = Json(wire::Job::new(job, standing)).into_response();
+    let mut response = with_jobs(1, &wire::Job::new(job, standing));
     if let Ok(tag) = HeaderValue::try_from(etag(job)) {
         response.headers_mut().insert(header::ETAG, tag);
     }

@@ -85,7 +85,8 @@ pub(super) async fn submit(
 }
 
 fn created(job: &Job, standing: &Standing) -> Response {
-    let mut response = (StatusCode::CREATED, Json(wire::Job::new(job, standing))).into_response();
+    let mut response = super::jobs::answer(job, standing);
+    *response.status_mut() = StatusCode::CREATED;
     if let Ok(location) = HeaderValue::try_from(format!("/api/v1/jobs/{}", job.id)) {
         response.headers_mut().insert(header::LOCATION, location);
     }
