@@ -453,6 +453,7 @@ impl<const JOBS: usize> World<JOBS> {
                 l.told = true;
                 l.shim = Shim::Told;
             }),
+            // Or it closes everything of this launch and serves another: then it is that one's shim.
             Shim::Told if launch.connection == Connection::Confirmed => add("shim leaves", &|l| {
                 l.lock = Lock::Free;
                 l.shim = Shim::Gone;

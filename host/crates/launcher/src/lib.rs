@@ -7,7 +7,7 @@
 //! ```text
 //! host ──────── control socket, one per launch ────────┐
 //!  └─ spawner (single-threaded, small, subreaper)      │
-//!      └─ shim, one per launch (session leader, subreaper)
+//!      └─ shim, of one launch at a time (session leader, subreaper)
 //!          └─ the job's command, in a process group of its own
 //! ```
 //!
@@ -18,9 +18,9 @@
 //! The **spawner** forks shims: a fork of something small, not an exec, not a copy of the host's address space. It is the
 //! subreaper above its shims and ends what one that dies leaves behind.
 //!
-//! A **shim** owns one launch: the processes, their output, the time limit and the exit record. It holds a record lock as long
-//! as it lives, and it lives until the end of its launch is safe: confirmed by the host, or durable in `exit.json`. The job dies
-//! with it, never without it.
+//! A **shim** owns one launch at a time: the processes, their output, the time limit and the exit record. It holds a record lock as
+//! long, and that is until the end of its launch is safe: confirmed by the host, or durable in `exit.json`. The job dies with it,
+//! never without it.
 //!
 //! What happened to a launch is never guessed. Either its shim says so, or the shim is provably gone (its lock can be taken) and
 //! the files that it left are read *under that lock*: a record with a checksum that holds is what the job ended with; the mark
@@ -33,6 +33,7 @@
 
 #![deny(missing_docs)]
 
+mod assignment;
 mod cgroup;
 pub mod clock;
 #[cfg(test)]

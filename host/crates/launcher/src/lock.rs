@@ -1,4 +1,4 @@
-//! The record lock on a launch's `lock` file, which its shim holds as long as it lives.
+//! The record lock on a launch's `lock` file, which its shim holds as long as it serves the launch.
 //!
 //! It is a POSIX record lock (fcntl_locking(2)): children do not inherit it, the kernel gives it back when its process ends in
 //! whatever way, and `F_GETLK` names the holder. A process loses it by closing *any* descriptor of the file, so the file is

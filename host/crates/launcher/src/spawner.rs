@@ -1,6 +1,9 @@
 //! The spawner: a small process that lives beside the host and forks shims.
 //!
-//! Starting a shim costs a fork of something small and single-threaded, not an exec, nor a copy of the host's address space.
+//! Starting a shim costs a fork of something small and single-threaded, not an exec, nor a copy of the host's address space. Even
+//! that is a good part of what a job costs that is over at once: a shim of such a job, of which nothing is left, waits a moment for
+//! another launch, and has given back everything of the one before by then.
+//!
 //! Requests come one at a time, each with the launch's control socket and directory; the spawner closes both before it takes the
 //! next, so that no shim ever holds another launch's socket and the end of one always means what it says.
 //!
@@ -12,19 +15,22 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, UnixAddr, recvmsg};
 use taxiway_job::LaunchId;
 
+use crate::assignment::{self, Assignment, Heard, Home};
 use crate::clock::boottime_ns;
 use crate::processes::{self, Ending, UNKILLABLE_NS};
 use crate::wire::{SPAWNER_ARGUMENT, SPAWNER_NAME, SpawnerReport, encode};
 
-/// The bytes of a request: the launch id as it is written.
-const REQUEST_BYTES: usize = 32;
+/// How many shims wait for another launch at most: those of the job that has just ended and of the two that are armed behind it.
+const FREE_MOST: usize = 3;
+
+/// How long one waits: much longer than from one short job to the next.
+const FREE_NS: u64 = 20_000_000;
 
 /// Becomes the spawner when the program was called as one; to be called before anything else in `main`, since shims are copies
 /// of the process as it is here.
@@ -47,10 +53,46 @@ struct Spawner {
     /// False once the host has gone, or asks another spawner. It may still hear what becomes of the shims that there are.
     is_asked: bool,
     signals: OwnedFd,
-    shims: HashMap<i32, LaunchId>,
+    shims: HashMap<i32, Shim>,
     /// Launches whose shims are gone and whose orphans may not be.
     lost: Vec<Lost>,
     ending: Ending,
+}
+
+/// A shim, by its pid, until it was waited for.
+struct Shim {
+    serves: Serves,
+    /// The way to it; none once it will get no other launch.
+    home: Option<OwnedFd>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    Launch(LaunchId),
+    /// Nothing, since then.
+    Nothing {
+        since: u64,
+    },
+}
+
+impl Shim {
+    /// Takes in what it has said.
+    fn hear(&mut self) {
+        let Some(home) = &self.home else { return };
+        match assignment::hear(home) {
+            Heard::Nothing => {}
+            Heard::IsFree => self.serves = Serves::Nothing { since: boottime_ns() },
+            Heard::Closed => self.home = None,
+        }
+    }
+
+    /// Since when it waits for another launch, if it does.
+    fn free_since(&self) -> Option<u64> {
+        match self.serves {
+            Serves::Nothing { since } if self.home.is_some() => Some(since),
+            _ => None,
+        }
+    }
 }
 
 struct Lost {
@@ -87,12 +129,16 @@ impl Spawner {
                 } else if self.shims.is_empty() && self.lost.is_empty() {
                     return ExitCode::SUCCESS;
                 }
+                let homes = self.shims.values().filter_map(|shim| shim.home.as_ref());
+                fds.extend(homes.map(|home| PollFd::new(home.as_fd(), PollFlags::POLLIN)));
                 if poll(&mut fds, self.timeout()).is_err() {
                     continue;
                 }
                 let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
-                (fds.get(1).is_some_and(ready), ready(&fds[0]))
+                (self.is_asked && fds.get(1).is_some_and(ready), ready(&fds[0]))
             };
+            // Before a request, which one that has become free may serve.
+            self.shims.values_mut().for_each(Shim::hear);
             if signals_ready {
                 self.reap();
             }
@@ -100,15 +146,33 @@ impl Spawner {
             if host_ready {
                 self.take_request();
             }
+            self.dismiss();
         }
     }
 
-    /// Forks the shim that the host asks for.
+    /// Gives the launch that the host asks a shim for to one that is free, or forks one.
     fn take_request(&mut self) {
-        let Some((launch, control, directory)) = receive(self.host.as_raw_fd()) else {
+        // One that speaks another language is none.
+        let Ok(Some(asked)) = Assignment::receive(self.host.as_raw_fd()) else {
             self.is_asked = false;
             return;
         };
+        while let Some(shim) = self.last_free() {
+            // One that has gone meanwhile takes nothing.
+            if shim.home.as_ref().is_some_and(|home| asked.send(home.as_raw_fd()).is_ok()) {
+                shim.serves = Serves::Launch(asked.launch);
+                return;
+            }
+            shim.home = None;
+        }
+        let launch = asked.launch;
+        if let Err(error) = self.fork(asked) {
+            self.report(&SpawnerReport::Gone { launch, reason: format!("cannot fork a shim: {error}") });
+        }
+    }
+
+    fn fork(&mut self, first: Assignment) -> io::Result<()> {
+        let (home, ours) = Home::new()?;
         // SAFETY: this process has one thread, so the child may do whatever it likes.
         match unsafe { libc::fork() } {
             0 => {
@@ -117,14 +181,34 @@ impl Spawner {
                     libc::close(self.host.as_raw_fd());
                     libc::close(self.signals.as_raw_fd());
                 }
-                crate::shim::run(launch, control, directory)
+                // The ways to other shims.
+                self.shims.clear();
+                drop(ours);
+                crate::shim::run(first, &home)
             }
             pid if pid > 0 => {
-                self.shims.insert(pid, launch);
+                self.shims.insert(pid, Shim { serves: Serves::Launch(first.launch), home: Some(ours) });
+                Ok(())
             }
-            _ => {
-                let error = io::Error::last_os_error();
-                self.report(&SpawnerReport::Gone { launch, reason: format!("cannot fork a shim: {error}") });
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The shim that became free last: most of what it needs is in the processor's caches still.
+    fn last_free(&mut self) -> Option<&mut Shim> {
+        self.shims.values_mut().filter(|shim| shim.free_since().is_some()).max_by_key(|shim| shim.free_since())
+    }
+
+    /// Lets those go that have waited for another launch for long enough, are too many, or wait for a host that is gone.
+    fn dismiss(&mut self) {
+        let now = boottime_ns();
+        let mut free: Vec<(u64, &mut Shim)> =
+            self.shims.values_mut().filter_map(|shim| Some((shim.free_since()?, shim))).collect();
+        free.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
+        for (at, (since, shim)) in free.into_iter().enumerate() {
+            if !self.is_asked || at >= FREE_MOST || since + FREE_NS <= now {
+                // It waits for nothing else than this socket.
+                shim.home = None;
             }
         }
     }
@@ -141,7 +225,10 @@ impl Spawner {
             if pid <= 0 {
                 break;
             }
-            let Some(launch) = self.shims.remove(&pid) else { continue };
+            let Some(mut shim) = self.shims.remove(&pid) else { continue };
+            // It may have become free in its last moment.
+            shim.hear();
+            let Serves::Launch(launch) = shim.serves else { continue };
             // A shim leaves with status 0 only when it has no child.
             if !(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0) {
                 let reason = if libc::WIFSIGNALED(status) {
@@ -166,9 +253,11 @@ impl Spawner {
         }
     }
 
-    /// Until when to wait: until orphans have survived SIGKILL for too long.
+    /// Until when to wait: until orphans have survived SIGKILL, or shims have waited for a launch, for too long.
     fn timeout(&self) -> PollTimeout {
-        let next = self.lost.iter().filter_map(|lost| lost.report_at).min();
+        let lost = self.lost.iter().filter_map(|lost| lost.report_at);
+        let free = self.shims.values().filter_map(Shim::free_since).map(|since| since + FREE_NS);
+        let next = lost.chain(free).min();
         next.map_or(PollTimeout::NONE, |at| {
             let milliseconds = at.saturating_sub(boottime_ns()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -250,25 +339,4 @@ fn child_signals() -> io::Result<OwnedFd> {
         let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
     }
-}
-
-/// Takes one request; none when the host is gone or speaks another language.
-fn receive(host: RawFd) -> Option<(LaunchId, OwnedFd, OwnedFd)> {
-    let mut bytes = [0_u8; REQUEST_BYTES];
-    let mut space = nix::cmsg_space!([RawFd; 2]);
-    let mut slices = [io::IoSliceMut::new(&mut bytes)];
-    let message: RecvMsg<'_, '_, UnixAddr> =
-        recvmsg(host, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).ok()?;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs().ok()? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            // SAFETY: the kernel has just made these descriptors for this process.
-            descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    let whole = message.bytes == REQUEST_BYTES;
-    let directory = descriptors.pop()?;
-    let control = descriptors.pop()?;
-    let launch = std::str::from_utf8(&bytes).ok()?.parse().ok()?;
-    whole.then_some((launch, control, directory))
 }

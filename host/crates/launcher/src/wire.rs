@@ -29,7 +29,7 @@ pub(crate) const SPAWNER_NAME: &CStr = c"taxiway-spawner";
 
 /// Files in a launch's directory.
 pub(crate) mod file {
-    /// Held by the shim with an fcntl record lock as long as it lives.
+    /// Held by the shim with an fcntl record lock as long as it serves the launch.
     pub(crate) const LOCK: &str = "lock";
     /// The exit record.
     pub(crate) const EXIT: &str = "exit.json";

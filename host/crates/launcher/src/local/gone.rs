@@ -27,7 +27,8 @@ impl Launch {
             && !spawner.is_alive()
         {
             // It is a child of this process by now, or about to be.
-            drop(tokio::task::spawn_blocking(move || orphans::wait_for(heard.shim)));
+            let wait = if heard.ended { orphans::wait_for_a_moment } else { orphans::wait_for };
+            drop(tokio::task::spawn_blocking(move || wait(heard.shim)));
         }
         if heard.ended {
             inner.launches().remove(&self.id);

@@ -19,6 +19,7 @@ use super::patience::ANSWER_TIMEOUT;
 use super::spawner::Spawner;
 use super::stranger::Stranger;
 use super::vigil::Vigil;
+use crate::assignment::Assignment;
 use crate::launch::{Event, LaunchPlan, PrepareError, Settlement};
 use crate::processes::Identity;
 use crate::wire::{Lines, Request, ShimPlan};
@@ -183,9 +184,9 @@ impl Launch {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let directory = open_directory(&self.directory)?;
         let control = Arc::new(Control::new(ours)?);
-        let forked = spawner.fork(self.id, OwnedFd::from(theirs), directory);
-        match tokio::time::timeout(ANSWER_TIMEOUT, forked).await {
-            Ok(forked) => forked?,
+        let asked = spawner.ask(Assignment { launch: self.id, control: OwnedFd::from(theirs), directory });
+        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(asked) => asked?,
             Err(_) => {
                 inner.give_up_on(&spawner).await?;
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the spawner does not take requests"));

@@ -60,7 +60,7 @@ impl Orphans {
 }
 
 /// How long a child that is ending may take to: a shim whose socket has closed has nothing left to do.
-const ENDING: Duration = Duration::from_secs(1);
+pub(super) const ENDING: Duration = Duration::from_secs(1);
 
 /// Waits for the children of this process that have come to it from a spawner that has died and that have ended or are just
 /// ending: nobody else would.
@@ -124,5 +124,13 @@ pub(super) fn wait_for(process: Option<Identity>) {
     if let Some(Identity { pid, start_time }) = process {
         // An error means that it could not be waited for, and stays.
         let _ = wait_gone(pid, start_time, None);
+    }
+}
+
+/// The same for a shim whose launch is over, for a moment only: it may serve another by now, whose end waits for it then.
+pub(super) fn wait_for_a_moment(process: Option<Identity>) {
+    if let Some(Identity { pid, start_time }) = process {
+        // An error means that it could not be waited for, and stays.
+        let _ = wait_gone(pid, start_time, Some(Instant::now() + ENDING));
     }
 }

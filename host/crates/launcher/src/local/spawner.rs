@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use taxiway_job::LaunchId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::orphans;
+use crate::assignment::Assignment;
 use crate::processes::{Identity, pidfd_open};
 use crate::wire::{SPAWNER_ARGUMENT, SpawnerReport};
 
@@ -86,19 +86,9 @@ impl Spawner {
         self.lost.clone()
     }
 
-    /// Asks for a shim that gets this end of its control socket and this directory.
-    pub(super) async fn fork(&self, launch: LaunchId, control: OwnedFd, directory: OwnedFd) -> io::Result<()> {
-        let name = launch.to_string();
-        let descriptors = [control.as_raw_fd(), directory.as_raw_fd()];
-        self.socket
-            .async_io(Interest::WRITABLE, |socket| {
-                let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-                let bytes = [io::IoSlice::new(name.as_bytes())];
-                let rights = [ControlMessage::ScmRights(&descriptors)];
-                sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, flags, None).map_err(io::Error::from)
-            })
-            .await
-            .map(drop)
+    /// Asks for a shim that takes this.
+    pub(super) async fn ask(&self, assignment: Assignment) -> io::Result<()> {
+        self.socket.async_io(Interest::WRITABLE, |socket| assignment.send(socket.as_raw_fd())).await
     }
 }
 
@@ -135,4 +125,8 @@ async fn listen(
     // What it has not waited for any more. An error means that the runtime is shutting down.
     let _ = tokio::task::spawn_blocking(orphans::wait_for_the_dead).await;
     set_lost.send_replace(true);
+    // Shims that served no launch hear of it only now, and nobody else would wait for them. No event tells of their end, for which
+    // a second is long.
+    tokio::time::sleep(orphans::ENDING).await;
+    let _ = tokio::task::spawn_blocking(orphans::wait_for_the_dead).await;
 }

@@ -33,7 +33,7 @@ pub(super) struct Stranger {
     pub(super) shim_pid: i32,
 }
 
-/// A launch of this job whose shim lives, other than those that `knows` names.
+/// A launch of this job that has a shim, other than those that `knows` names.
 pub(super) fn find(jobs_dir: &Path, job: JobId, knows: &dyn Fn(LaunchId) -> bool) -> io::Result<Option<Stranger>> {
     let directory = job_directory(jobs_dir, job);
     for entry in std::fs::read_dir(&directory)? {

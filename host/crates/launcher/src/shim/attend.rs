@@ -5,15 +5,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::connection::Connection;
+use super::start::MARK_NS;
 use super::state::{Kill, Listener, Shim, State, Stay, Stopping};
+use super::{End, LEFT};
+use crate::clock::boottime_ns;
 use crate::wire::file;
 
 /// Connections that have not said hello yet. A host says it at once, so of more than these the oldest is none.
 pub(super) const GUESTS_MAX: usize = 8;
 
 impl Shim {
-    /// Lives until the launch is over; returns the exit status.
-    pub(super) fn attend(mut self, control: Connection) -> i32 {
+    /// Lives until the launch is over.
+    pub(super) fn attend(mut self, control: Connection) -> End {
         self.host = Some(control);
         let status = loop {
             if let Stay::No(status) = self.turn() {
@@ -27,7 +30,18 @@ impl Shim {
             // Nobody finds a shim there any more; if it stays, a connection to it is refused.
             let _ = nix::unistd::unlinkat(&self.directory, file::SOCKET, nix::unistd::UnlinkatFlags::NoRemoveDir);
         }
-        status
+        if status == LEFT && self.is_as_it_was() { End::IsFree } else { End::Leaves(status) }
+    }
+
+    /// Whether nothing of the launch is left in this process once its files are closed, as after nearly every job that is over
+    /// at once. Whoever deals with a shim that does not answer has not begun to by then.
+    fn is_as_it_was(&self) -> bool {
+        let State::Ended(ended) = &self.state else { return false };
+        let over_at = ended.record.process.as_ref().map(|process| process.go_at.boottime_ns + MARK_NS);
+        let was_short = over_at.is_some_and(|at| ended.record.ended.boottime_ns <= at) && boottime_ns() < ended.sync_at;
+        let killed_none = ended.record.clean.as_ref().is_some_and(|clean| clean.leftovers == 0);
+        let met_nobody = matches!(self.listener, Listener::NotNeeded) && self.guests.is_empty();
+        ended.confirmed && was_short && killed_none && met_nobody && ended.record.stopped_by.is_none() && self.is_plain
     }
 
     /// Waits for something to happen and deals with it.

@@ -29,9 +29,13 @@ impl Shim {
         unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
         loop {
             let mut status = 0;
-            // SAFETY: `status` is valid for writes.
-            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            // SAFETY: a zeroed rusage is valid to be written to, and `status` is, too.
+            let (pid, used) = unsafe {
+                let mut used: libc::rusage = mem::zeroed();
+                (libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut used), used)
+            };
             if pid > 0 {
+                self.used.add(&used);
                 self.reaped(pid, status);
                 continue;
             }
@@ -110,10 +114,11 @@ impl Shim {
     ) {
         self.output.copy_rest();
         let log_dropped_bytes = self.output.finish();
-        let usage = Usage { wall_seconds: record.wall_seconds(), ..used_by_children() };
+        let usage = Usage { wall_seconds: record.wall_seconds(), ..self.used.usage() };
         let oom_kills = self.group.as_ref().map_or(0, Group::oom_kills);
         record.clean = Some(Clean { leftovers, at: Instant::now(), usage, log_dropped_bytes, oom_kills });
-        let mut ended = Ended { record, second_at, written, sync_at: boottime_ns() + CONFIRM_NS, untold: false };
+        let mut ended =
+            Ended { record, second_at, written, sync_at: boottime_ns() + CONFIRM_NS, untold: false, confirmed: false };
         ended.written = self.write_ended(&ended).is_ok();
         if self.host.is_none() {
             ended.sync_at = 0;
@@ -150,18 +155,46 @@ impl Shim {
     }
 }
 
-/// What the children that were waited for have used, and those that they had waited for (getrusage(2)).
-pub(super) fn used_by_children() -> Usage {
-    // SAFETY: a zeroed rusage is valid to be written to, and the call cannot fail with these arguments.
-    let used = unsafe {
-        let mut used: libc::rusage = mem::zeroed();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut used);
-        used
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    Usage {
-        cpu_seconds: Some(seconds(used.ru_utime) + seconds(used.ru_stime)),
-        peak_rss_bytes: u64::try_from(used.ru_maxrss).ok().map(|kib| kib * 1024),
-        ..Usage::default()
+/// What children that were waited for have used, and those that they had waited for (wait4(2)).
+#[derive(Default)]
+pub(super) struct Used {
+    cpu_seconds: f64,
+    peak_rss_bytes: u64,
+}
+
+impl Used {
+    fn add(&mut self, used: &libc::rusage) {
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+        self.cpu_seconds += seconds(used.ru_utime) + seconds(used.ru_stime);
+        let peak = u64::try_from(used.ru_maxrss).unwrap_or(0).saturating_mul(1024);
+        self.peak_rss_bytes = self.peak_rss_bytes.max(peak);
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let (cpu_seconds, peak_rss_bytes) = (Some(self.cpu_seconds), Some(self.peak_rss_bytes));
+        Usage { cpu_seconds, peak_rss_bytes, ..Usage::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_children_add_up_and_the_largest_counts() {
+        let child = |seconds, microseconds, kibibytes| {
+            // SAFETY: integers only, for which zero is valid.
+            let mut used: libc::rusage = unsafe { mem::zeroed() };
+            used.ru_utime.tv_sec = seconds;
+            used.ru_stime.tv_usec = microseconds;
+            used.ru_maxrss = kibibytes;
+            used
+        };
+        let mut used = Used::default();
+        used.add(&child(2, 250_000, 3000));
+        used.add(&child(1, 500_000, 2000));
+        let usage = used.usage();
+        assert_eq!((usage.cpu_seconds, usage.peak_rss_bytes), (Some(3.75), Some(3000 << 10)));
+        assert_eq!(Used::default().usage().cpu_seconds, Some(0.0));
     }
 }

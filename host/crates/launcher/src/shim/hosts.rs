@@ -55,6 +55,7 @@ impl Shim {
     }
 
     fn obey(&mut self, request: Request) -> Stay {
+        self.is_plain &= !request.is_answered();
         match request {
             Request::Go { gpu_uuids } => return self.go(&gpu_uuids),
             Request::Stop { grace_ms, signal } => {
@@ -71,7 +72,8 @@ impl Shim {
             }
             Request::Ask => self.tell(&Report::Here),
             Request::Confirm => {
-                if matches!(self.state, State::Ended(_)) {
+                if let State::Ended(ended) = &mut self.state {
+                    ended.confirmed = true;
                     return Stay::No(LEFT);
                 }
             }

@@ -31,6 +31,7 @@ use taxiway_job::LaunchId;
 pub(crate) use self::command::DEFAULT_PATH;
 use self::connection::Connection;
 use self::state::Shim;
+use crate::assignment::{Assignment, Home};
 use crate::wire::{Report, Request, VERSION, file};
 
 /// The shim's exit status when nothing of its launch is left; with any other the spawner looks for orphans.
@@ -38,26 +39,62 @@ const LEFT: i32 = 0;
 /// The exit status when it could not be set up or must give up.
 const GAVE_UP: i32 = 70;
 
-/// Runs the shim of one launch in this process, which was just forked for it. Never returns.
-pub(crate) fn run(launch: LaunchId, control: OwnedFd, directory: OwnedFd) -> ! {
-    let mut control = Connection::new(control);
-    let status = match Shim::set_up(launch, &mut control, directory) {
-        Ok(Some(shim)) => shim.attend(control),
-        // The socket closed before there was a plan: the launch was disarmed, or its host is gone.
-        Ok(None) => LEFT,
-        Err(message) => {
-            control.send(&Report::Failed { message });
-            GAVE_UP
+/// Runs the shim of a launch in this process, which was just forked for it, and then of others that come. Never returns.
+pub(crate) fn run(first: Assignment, home: &Home) -> ! {
+    let mut next = Some((first, Process::Forked));
+    let mut status = LEFT;
+    while let Some((Assignment { launch, control, directory }, process)) = next.take() {
+        let mut control = Connection::new(control);
+        let end = match Shim::set_up(launch, &mut control, directory, process) {
+            Ok(Some(shim)) => shim.attend(control),
+            // The socket closed before there was a plan: the launch was disarmed, or its host is gone.
+            Ok(None) => End::Leaves(LEFT),
+            Err(message) => {
+                control.send(&Report::Failed { message });
+                End::Leaves(GAVE_UP)
+            }
+        };
+        match end {
+            End::IsFree => match home.next() {
+                Ok(another) => next = another.map(|assignment| (assignment, Process::HasServed)),
+                // The spawner may count on it for a launch, and has to say that this is not so.
+                Err(_) => status = GAVE_UP,
+            },
+            End::Leaves(with) => status = with,
         }
-    };
+    }
     // SAFETY: _exit takes any status and does not return. The atexit handlers belong to the spawner, not to this process.
     unsafe { libc::_exit(status) }
 }
 
+/// Where the process of a shim comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Process {
+    /// It is a copy of the spawner.
+    Forked,
+    /// It is a shim already, whose launch is over.
+    HasServed,
+}
+
+/// How a launch left the process of its shim.
+enum End {
+    /// As it was before: it can serve another.
+    IsFree,
+    /// It leaves with this status.
+    Leaves(i32),
+}
+
 impl Shim {
-    /// Becomes a session leader and subreaper, takes the lock, opens everything, and reads the plan.
-    fn set_up(launch: LaunchId, control: &mut Connection, directory: OwnedFd) -> Result<Option<Self>, String> {
-        become_shim().map_err(|error| format!("cannot set up the shim's process: {error}"))?;
+    /// Becomes a session leader and subreaper if it is none, takes the lock, opens everything, and reads the plan.
+    fn set_up(
+        launch: LaunchId,
+        control: &mut Connection,
+        directory: OwnedFd,
+        process: Process,
+    ) -> Result<Option<Self>, String> {
+        if process == Process::Forked {
+            become_shim().map_err(|error| format!("cannot set up the shim's process: {error}"))?;
+        }
         let lock =
             open(&directory, file::LOCK, OFlag::O_RDWR | OFlag::O_CREAT).map_err(|e| failed("open", file::LOCK, e))?;
         if !take_lock(&lock).map_err(|error| failed("lock", file::LOCK, error))? {
@@ -84,7 +121,9 @@ impl Shim {
         // SAFETY: getpid has no precondition.
         let shim_pid = unsafe { libc::getpid() };
         control.send(&Report::Ready { version: VERSION, shim_pid });
-        shim.rehearse();
+        if process == Process::Forked {
+            shim.rehearse();
+        }
         Ok(Some(shim))
     }
 }
@@ -160,8 +199,8 @@ struct Directories([File; 3]);
 
 impl Directories {
     fn open(own: &OwnedFd) -> io::Result<Self> {
-        let [own, job, jobs] = [".", "..", "../.."].map(|path| open(own, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY));
-        Ok(Self([own?, job?, jobs?]))
+        let [job, jobs] = ["..", "../.."].map(|path| open(own, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY));
+        Ok(Self([File::from(own.try_clone()?), job?, jobs?]))
     }
 
     /// Makes the names durable.

@@ -7,7 +7,6 @@
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 
-use super::end::used_by_children;
 use super::state::Shim;
 use crate::clock::Instant;
 use crate::launch::Started;
@@ -32,7 +31,7 @@ impl Shim {
         // There is no child yet, and nobody has written to the pipe.
         self.reap();
         self.output.copy_some();
-        let clean = Clean { leftovers: 0, at: now, usage: used_by_children(), log_dropped_bytes: 0, oom_kills: 0 };
+        let clean = Clean { leftovers: 0, at: now, usage: self.used.usage(), log_dropped_bytes: 0, oom_kills: 0 };
         black_box(ExitRecord::clean_bytes(&clean));
         let record = ExitRecord {
             launch: self.launch,

@@ -19,7 +19,7 @@ use crate::wire::{Report, file};
 
 /// How long after the exec the mark `started` is made durable. A job that is over and confirmed before needs no mark, and the
 /// disk is left to the store in the moment in which it commits this start.
-const MARK_NS: u64 = 10_000_000;
+pub(super) const MARK_NS: u64 = 10_000_000;
 
 /// How long after the exec the host is told of it: a job that is over sooner is told of once, and no other process wakes up in the
 /// moment in which the command starts.

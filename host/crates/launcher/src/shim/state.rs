@@ -12,6 +12,7 @@ use taxiway_job::LaunchId;
 
 use super::command::Command;
 use super::connection::Connection;
+use super::end::Used;
 use super::output::Output;
 use super::{Directories, failed, open, write_at};
 use crate::cgroup::Group;
@@ -19,6 +20,10 @@ use crate::launch::Started;
 use crate::processes::Ending;
 use crate::record::{ExitRecord, StoppedBy};
 use crate::wire::{ShimPlan, file};
+
+/// The arguments and variables of most commands. Memory that more of them took would count as used by the next command, which
+/// begins in the shim's.
+const SHORT_PLAN_BYTES: usize = 64 << 10;
 
 /// One launch and everything that is open for it.
 pub(super) struct Shim {
@@ -35,6 +40,11 @@ pub(super) struct Shim {
     pub(super) group: Option<Group>,
     pub(super) limits: Limits,
     pub(super) state: State,
+    /// What the command's processes have used that were waited for.
+    pub(super) used: Used,
+    /// It did no more than nearly every launch needs: no other thread of this process has worked for it, the host has asked for
+    /// nothing in between, and its plan was short.
+    pub(super) is_plain: bool,
     /// Who gets reports: the host that started this shim, or the last one that adopted it.
     pub(super) host: Option<Connection>,
     /// Connections that may become the host.
@@ -134,6 +144,8 @@ pub(super) struct Ended {
     pub(super) sync_at: u64,
     /// The host could not be told of it whole: it has to look at the record.
     pub(super) untold: bool,
+    /// The host has said that it is committed.
+    pub(super) confirmed: bool,
 }
 
 /// Whether the shim stays.
@@ -163,6 +175,8 @@ impl Shim {
         let (output, write_end) = Output::new(log, plan.log_max_size)
             .map_err(|error| format!("cannot make the pipe for its output: {error}"))?;
         let command = Command::new(&plan, write_end)?;
+        let variables = plan.env.iter().map(|(name, value)| name.len() + value.len());
+        let is_plain = plan.argv.iter().map(String::len).chain(variables).sum::<usize>() <= SHORT_PLAN_BYTES;
         let group = group(launch, &directory, &plan)?;
         let warning = plan.process.warning().map(|(signal, before)| (signal.number(), nanoseconds(before)));
         let limits = Limits {
@@ -185,6 +199,8 @@ impl Shim {
             group,
             limits,
             state: State::Armed(Box::new(command)),
+            used: Used::default(),
+            is_plain,
             host: None,
             guests: Vec::new(),
         })

@@ -63,6 +63,7 @@ impl Shim {
                     && at <= now
                     && let Some((_, mark)) = running.mark.take()
                 {
+                    self.is_plain = false;
                     make_durable(mark, Arc::clone(&self.directories));
                 }
                 if let Some(stopping) = &mut running.stopping {
