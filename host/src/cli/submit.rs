@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use taxiway_job::{EnvValue, FailureClass, Problem, Retries, Rewrite, Time};
+use taxiway_job::{ConfigFormat, EnvValue, FailureClass, Problem, Retries, Rewrite, Time};
 
 use super::client::Client;
 use super::terminal::{print, print_json, printable, stderr_style, stdout_style};
@@ -36,6 +36,9 @@ pub(super) struct Submit {
     /// The training configuration: a .json or .toml file, or JSON as text; `-` reads JSON from standard input.
     #[arg(short, long, value_name = "FILE|JSON")]
     config: Option<String>,
+    /// The language of {config_file}: json, yaml or toml. Default: the profile's, else json.
+    #[arg(long, value_name = "LANGUAGE", value_parser = config_format)]
+    config_format: Option<ConfigFormat>,
     /// For people and filters.
     #[arg(short, long)]
     name: Option<String>,
@@ -186,7 +189,7 @@ impl Submit {
             command: (!self.command.is_empty()).then_some(self.command),
             profile: self.profile,
             config,
-            config_format: None,
+            config_format: self.config_format,
             name: self.name,
             labels: (!self.labels.is_empty()).then(|| self.labels.into_iter().collect()),
             cwd,
@@ -299,6 +302,10 @@ pub(super) fn moment(text: &str) -> Result<Time, String> {
     Ok(Time::now().plus(wait))
 }
 
+fn config_format(text: &str) -> Result<ConfigFormat, String> {
+    serde_json::from_value(text.into()).map_err(|_| "it is json, yaml or toml".to_owned())
+}
+
 /// The configuration that `given` names or is.
 pub(super) fn read_config(given: &str) -> anyhow::Result<Map<String, Value>> {
     if given.trim_start().starts_with('{') {
@@ -345,6 +352,15 @@ mod tests {
     fn a_number_that_would_be_altered_is_refused_before_it_is_sent() {
         let error = read_config(r#"{"seed": 36893488147419103232}"#).expect_err("refused").to_string();
         assert!(error.contains("/seed") && error.contains("36893488147419103232"), "{error}");
+    }
+
+    #[test]
+    fn the_language_of_the_configuration_file_is_one_of_three() {
+        for (text, format) in [("json", ConfigFormat::Json), ("yaml", ConfigFormat::Yaml), ("toml", ConfigFormat::Toml)]
+        {
+            assert_eq!(config_format(text), Ok(format));
+        }
+        assert!(config_format("ini").is_err_and(|error| error.contains("yaml")));
     }
 
     #[test]

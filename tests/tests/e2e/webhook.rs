@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::Method;
 use serde_json::json;
 use taxiway_tests::{Place, Receiver, Webhook, sh};
 
@@ -113,4 +114,17 @@ async fn a_receiver_that_was_not_granted_is_never_asked() {
     assert_eq!(events.end_of(job.id()).await, "completed");
     server.plugin("notify", |plugin| plugin["failures"].as_u64() > Some(0)).await;
     assert!(receiver.rest().is_empty());
+}
+
+#[tokio::test]
+async fn a_job_whose_end_is_yet_to_be_told_is_not_removed() {
+    let mut receiver = Receiver::start(|_| (503, Some(3600))).await;
+    let server = place(&receiver).start().await;
+    server.plugin("notify", |plugin| plugin["state"] == "in_force").await;
+    let job = server.submit(sh("exit 0")).await;
+    assert_eq!(receiver.webhook().await.job_id(), job.id());
+    let path = format!("/api/v1/jobs/{}", job.id());
+    let refused = server.request(Method::DELETE, &path).send().await.expect(409);
+    assert_eq!(refused.problem()["code"], "delivery-waiting");
+    server.get(&format!("/jobs/{}", job.id())).await.expect(200);
 }
