@@ -190,9 +190,10 @@ impl Owner {
                 return self.not_started(job, launch, stop);
             }
             Ending::Record(record) => {
-                // The end of the log is read here only for a job that failed; it was written a moment ago.
+                // The end of the log is read here only for a job that failed; it was written a moment ago. One whose time ran out has
+                // failed also where it saved its state and ended well.
                 let tail = match record.exit().code {
-                    Some(0) => Vec::new(),
+                    Some(0) if !record.timed_out() => Vec::new(),
                     _ => self.log_tail(job, launch),
                 };
                 Ended {

@@ -64,7 +64,15 @@ async fn every_class_that_needs_no_hardware_is_told_with_its_evidence() {
 async fn a_job_whose_time_runs_out_has_timed_out_also_when_it_ends_well_then() {
     let server = Place::new().start().await;
     let mut events = server.events().await;
-    for script in ["exec sleep 1000", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"] {
+    let scripts = [
+        ("exec sleep 1000", "nothing in its log"),
+        ("trap 'exit 0' TERM; while :; do sleep 1000 & wait; done", "nothing in its log"),
+        (
+            "trap 'echo checkpoint saved; exit 0' TERM; while :; do sleep 1000 & wait; done",
+            "last in its log: checkpoint saved",
+        ),
+    ];
+    for (script, said) in scripts {
         let mut submission = sh(script);
         submission["time_limit"] = json!("300ms");
         let job = server.submit(submission).await;
@@ -72,10 +80,7 @@ async fn a_job_whose_time_runs_out_has_timed_out_also_when_it_ends_well_then() {
         let late = server.job(job.id()).await;
         assert_eq!(late.failure_class(), Some("timeout"));
         let evidence = late.json["failure"]["evidence"].as_str().expect("evidence");
-        assert!(
-            evidence.starts_with("time limit of 0.3 s: ran ") && evidence.contains("nothing in its log"),
-            "{evidence}"
-        );
+        assert!(evidence.starts_with("time limit of 0.3 s: ran ") && evidence.contains(said), "{evidence}");
     }
 }
 

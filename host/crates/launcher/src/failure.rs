@@ -193,14 +193,12 @@ fn killed(record: &ExitRecord) -> Option<Killed> {
     const KILLED_CHILD: i32 = 128 + libc::SIGKILL;
     // What was asked to stop was killed by its shim.
     let process = record.process.as_ref().filter(|_| record.stopped_by.is_none())?;
-    match record.status {
-        Status::Signaled(libc::SIGKILL) => Some(Killed::Process(process.pid)),
-        Status::Exited(KILLED_CHILD) => {
-            let (from, to) = (process.at.monotonic_ns / 1000, record.ended.monotonic_ns / 1000);
-            Some(Killed::AnyBetween { from_us: from, to_us: to })
-        }
-        _ => None,
-    }
+    let pid = match record.status {
+        Status::Signaled(libc::SIGKILL) => Some(process.pid),
+        Status::Exited(KILLED_CHILD) => None,
+        _ => return None,
+    };
+    Some(Killed { pid, from_us: process.at.monotonic_ns / 1000, to_us: record.ended.monotonic_ns / 1000 })
 }
 
 fn signal_name(signal: i32) -> String {
@@ -235,15 +233,12 @@ mod tests {
         let process = Some(crate::Started { pid: 4711, start_time: 1, at: now, go_at: now, gpu_uuids: Vec::new() });
         let line = || Some("Out of memory: Killed process 4711 (python3) total-vm:1kB".to_owned());
         let by_pid = ExitRecord { process: process.clone(), ..record(Status::Signaled(libc::SIGKILL)) };
-        let failure = classify_by(&by_pid, b"epoch 3\n", |killed| match killed {
-            Killed::Process(4711) => line(),
-            _ => None,
-        });
+        let failure = classify_by(&by_pid, b"epoch 3\n", |killed| (killed.pid == Some(4711)).then(line).flatten());
         let failure = failure.expect("it failed");
         assert_eq!((failure.class, failure.evidence), (FailureClass::HostOom, line()));
 
         let child = ExitRecord { process: process.clone(), ..record(Status::Exited(137)) };
-        let by_time = |killed| matches!(killed, Killed::AnyBetween { .. }).then(line).flatten();
+        let by_time = |killed: Killed| killed.pid.is_none().then(line).flatten();
         assert_eq!(classify_by(&child, b"", by_time).map(|failure| failure.class), Some(FailureClass::HostOom));
         assert_eq!(classify_by(&child, b"", |_| None).map(|failure| failure.class), Some(FailureClass::Exit));
         // One that was killed by somebody is not asked about when another signal ended it.

@@ -4,18 +4,16 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Whom to look for.
+/// Whom to look for: who was killed in this time, on CLOCK_MONOTONIC in microseconds. Pids are used again, and the log may go back
+/// for weeks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Killed {
-    /// This process.
-    Process(i32),
-    /// Any process in this time, on CLOCK_MONOTONIC in microseconds.
-    AnyBetween {
-        /// From here …
-        from_us: u64,
-        /// … to here.
-        to_us: u64,
-    },
+pub(super) struct Killed {
+    /// This process; none for any.
+    pub(super) pid: Option<i32>,
+    /// From here …
+    pub(super) from_us: u64,
+    /// … to here.
+    pub(super) to_us: u64,
 }
 
 /// The clock of the kernel's log is not set right by NTP as CLOCK_MONOTONIC is: in weeks they drift apart by this much.
@@ -52,14 +50,10 @@ fn matching(record: &str, killed: Killed) -> Option<String> {
     let message = rest.lines().next()?;
     // `Out of memory: Killed process …` or `Memory cgroup out of memory: Killed process …` (mm/oom_kill.c).
     let (_, victim) = message.split_once("Killed process ")?;
-    let is_meant = match killed {
-        Killed::Process(pid) => victim.split(' ').next()?.parse() == Ok(pid),
-        Killed::AnyBetween { from_us, to_us } => {
-            let at: u64 = head.split(',').nth(2)?.parse().ok()?;
-            (from_us.saturating_sub(DRIFT_US)..=to_us.saturating_add(DRIFT_US)).contains(&at)
-        }
-    };
-    is_meant.then(|| message.to_owned())
+    let at: u64 = head.split(',').nth(2)?.parse().ok()?;
+    let is_then = (killed.from_us.saturating_sub(DRIFT_US)..=killed.to_us.saturating_add(DRIFT_US)).contains(&at);
+    let victim: i32 = victim.split(' ').next()?.parse().ok()?;
+    (is_then && killed.pid.is_none_or(|pid| pid == victim)).then(|| message.to_owned())
 }
 
 #[cfg(test)]
@@ -91,15 +85,18 @@ mod tests {
 
     #[test]
     fn a_process_is_found_by_its_own_number_only() {
-        let found = find(records(), Killed::Process(47)).expect("it is there");
+        let process = |pid| Killed { pid: Some(pid), from_us: 90_000_000, to_us: 200_000_000 };
+        let found = find(records(), process(47)).expect("it is there");
         assert!(found.starts_with("Memory cgroup out of memory: Killed process 47 (python3)"), "{found}");
-        assert!(find(records(), Killed::Process(471)).is_some_and(|line| line.contains("train.py")));
-        assert_eq!(find(records(), Killed::Process(4)), None);
+        assert!(find(records(), process(471)).is_some_and(|line| line.contains("train.py")));
+        assert_eq!(find(records(), process(4)), None);
+        // It had the number before.
+        assert_eq!(find(records(), Killed { from_us: 110_000_000, ..process(47) }), None);
     }
 
     #[test]
     fn any_process_is_found_in_its_time_only() {
-        let between = |from: u64, to: u64| Killed::AnyBetween { from_us: from * 1_000_000, to_us: to * 1_000_000 };
+        let between = |from: u64, to: u64| Killed { pid: None, from_us: from * 1_000_000, to_us: to * 1_000_000 };
         assert!(find(records(), between(150, 198)).is_some_and(|line| line.contains("471")));
         assert_eq!(find(records(), between(110, 150)), None);
         assert_eq!(find(records(), between(300, 400)), None);

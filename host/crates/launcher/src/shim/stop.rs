@@ -73,11 +73,11 @@ impl Shim {
                         stopping.kill = Kill::Sent(killing);
                     }
                     if let Kill::Sent(killing) = &mut stopping.kill {
-                        unkillable = killing.survivors(now);
+                        unkillable = killing.survivors(now, group);
                     }
                 }
             }
-            State::Leftovers(leftovers) => unkillable = leftovers.killing.survivors(now),
+            State::Leftovers(leftovers) => unkillable = leftovers.killing.survivors(now, group),
             State::Ended(ended) if ended.sync_at <= now => {
                 let saved = Self::save(&self.record, ended, &self.directories);
                 if saved.is_ok() {
@@ -152,12 +152,14 @@ impl Killing {
         self.ending.pass(|| processes::descendants(me, &HashSet::new()));
     }
 
-    /// What survives SIGKILL, once, when it has for long enough.
-    pub(super) fn survivors(&mut self, now: u64) -> Option<Vec<i32>> {
+    /// What survives SIGKILL, once, when it has for long enough. It is killed again before, since a pass may have found nothing
+    /// where there was something (no descriptor was left, say).
+    pub(super) fn survivors(&mut self, now: u64, group: Option<&Group>) -> Option<Vec<i32>> {
         if self.report_at.is_none_or(|at| now < at) {
             return None;
         }
         self.report_at = None;
+        self.pass(group);
         // SAFETY: getpid has no precondition.
         let me = unsafe { libc::getpid() };
         Some(processes::descendants(me, &HashSet::new()))
