@@ -9,7 +9,7 @@
 use futures_util::future::BoxFuture;
 use nix::time::{ClockId, clock_gettime};
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
@@ -119,33 +119,18 @@ async fn go_on<T: Send + 'static, H: Send + 'static>(
 }
 
 /// Drops what a call held, all of its memory above all: up to some 20 ms of work. One after the other, so that however many calls
-/// end at once, one core at most is busy with what they held. The last of them returns what the allocator has kept, too.
+/// end at once, one core at most is busy with what they held.
 fn give_back(held: impl Send) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    static WAITING: AtomicUsize = AtomicUsize::new(0);
-    WAITING.fetch_add(1, Ordering::Relaxed);
     // Nothing is half done when a holder panics: it guards no data.
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     drop(held);
-    if WAITING.fetch_sub(1, Ordering::Relaxed) == 1 {
-        trim();
-    }
-}
-
-/// Returns to the system what the allocator keeps of memory that was freed: glibc keeps dozens of megabytes for the next time
-/// (malloc_trim(3)), others a little.
-fn trim() {
-    // SAFETY: any thread may call it at any time.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// The call, on a thread that is nobody else's and never used again: a priority that was lowered cannot be raised.
 async fn behind_others<T>(mut call: BoxFuture<'static, T>, steps: Option<Arc<Steps>>) -> T {
     // Making instances takes and returns memory all the time. A thread that has to wait for a core while it does so would keep others
-    // from that meanwhile (mmap_lock), so it stands behind nobody until that is done.
+    // from that meanwhile (mmap_lock), so it stands behind nobody in its first step, which is that one for nearly every plugin.
     let mut makes_instances = steps.is_some();
     if !makes_instances {
         stand_behind(BUSY);
