@@ -120,7 +120,6 @@ impl State {
             limiter: Limiter {
                 memory: 0,
                 memory_limit: room.memory,
-                last_growth: 0,
                 table_elements: 0,
                 table_limit: limits.table_elements,
                 instances: room.instances,
@@ -198,7 +197,6 @@ impl host::Host for State {
 pub struct Limiter {
     memory: u64,
     memory_limit: u64,
-    last_growth: u64,
     table_elements: u64,
     table_limit: u64,
     instances: usize,
@@ -208,14 +206,16 @@ pub struct Limiter {
 
 #[async_trait]
 impl ResourceLimiterAsync for Limiter {
-    async fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    async fn memory_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        if is_over_its_own(most, desired) {
+            return Ok(false);
+        }
         let growth = desired.saturating_sub(current) as u64;
         let Some(total) = self.memory.checked_add(growth).filter(|total| *total <= self.memory_limit) else {
             self.trace.out_of_memory.store(true, Ordering::Relaxed);
             return Ok(false);
         };
         self.memory = total;
-        self.last_growth = growth;
         self.trace.peak_memory.fetch_max(total, Ordering::Relaxed);
         if total > MEMORY_HERE && self.trace.set_busy() {
             // Moves before it has the memory.
@@ -224,13 +224,10 @@ impl ResourceLimiterAsync for Limiter {
         Ok(true)
     }
 
-    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        // Called right after the growth that was permitted and did not come about.
-        self.memory -= std::mem::take(&mut self.last_growth);
-        Ok(())
-    }
-
-    async fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    async fn table_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        if is_over_its_own(most, desired) {
+            return Ok(false);
+        }
         let growth = desired.saturating_sub(current) as u64;
         let Some(total) = self.table_elements.checked_add(growth).filter(|total| *total <= self.table_limit) else {
             self.trace.out_of_tables.store(true, Ordering::Relaxed);
@@ -251,4 +248,11 @@ impl ResourceLimiterAsync for Limiter {
     fn memories(&self) -> usize {
         self.memories
     }
+}
+
+/// Whether a memory or table would be larger than its module says it may become. wasmtime refuses that too, but after it was permitted
+/// and counted here; and what it tells of growths that came to nothing cannot be taken off again, since it tells of some for which it
+/// never asked. One that the system has no memory for stays counted.
+fn is_over_its_own(most: Option<usize>, desired: usize) -> bool {
+    most.is_some_and(|most| desired > most)
 }

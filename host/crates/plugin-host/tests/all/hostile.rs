@@ -78,6 +78,17 @@ async fn a_table_bomb_is_refused_its_elements() {
 }
 
 #[tokio::test]
+async fn a_growth_over_what_a_module_says_of_itself_counts_for_no_limit() {
+    let memory = "(loop $no (br_if $no (i32.ne (i32.const -1) (memory.grow $small (i32.const 1000)))))".repeat(4);
+    let table =
+        "(loop $no (br_if $no (i32.ne (i32.const -1) (table.grow $t (ref.null func) (i32.const 100000)))))".repeat(4);
+    let guest = Guest::validating(&format!("{memory} {table} unreachable"))
+        .fields("(memory $small 1 10) (table $t 1 10 funcref)");
+    let error = fails(guest).await;
+    assert_eq!((error.kind.clone(), error.limit), (FailureKind::Trap, None), "{}", error.message);
+}
+
+#[tokio::test]
 async fn too_many_instances_are_refused() {
     let many: String = (0..250).map(|_| "(core instance (instantiate $empty))").collect();
     let error = fails(Guest::harmless().parts(&format!("(core module $empty) {many}"))).await;
