@@ -5,7 +5,7 @@ use crate::grant::address::{Network, not_public};
 use crate::grant::host::{AllowedHost, Scheme, normal_host};
 use crate::grant::variable::AllowedVariable;
 use crate::manifest::{Manifest, settings_as_json};
-use crate::secret::Secrets;
+use crate::secret::{SHORTEST, Secrets};
 use crate::{patch, problem, quantity, text};
 use serde_json::Value;
 
@@ -255,7 +255,10 @@ fn cleaned_text_is_short_and_holds_no_control_characters() {
 fn a_redacted_text_holds_no_secret() {
     for_texts!(JSON, |text: &str| {
         let (secret, text) = text.split_once('\n').unwrap_or(("hunter2", text));
-        let secrets = Secrets::new(vec![("S".to_owned(), secret.to_owned())]);
+        let Ok(secrets) = Secrets::new(vec![("S".to_owned(), secret.to_owned())]) else {
+            assert!(secret.len() < SHORTEST);
+            return;
+        };
         let redacted = secrets.redact_cut(text);
         // What stands for a secret may itself be part of one.
         assert!(

@@ -183,7 +183,7 @@ mod tests {
         let output = Output::new(1000);
         output.print(Stream::Stderr, b"key=hun");
         output.print(Stream::Stderr, b"ter2\n");
-        let secrets = Secrets::new(vec![("K".into(), "hunter2".into())]);
+        let secrets = Secrets::new(vec![("K".into(), "hunter2".into())]).unwrap();
         assert_eq!(output.lines(&secrets), [LogLine { source: "stderr", text: "key=[redacted]".into() }]);
     }
 }

@@ -3,8 +3,9 @@
 use crate::text;
 use std::borrow::Cow;
 
-/// Shorter secrets are not looked for in text: they would black out ordinary words.
-const SHORTEST_REDACTED: usize = 4;
+/// Bytes of the shortest secret that there may be, and of the shortest beginning of one that is looked for where a text was cut off:
+/// what is shorter is part of ordinary words, which would be blacked out with it.
+pub const SHORTEST: usize = 4;
 
 /// Bytes of a text that are looked at for each that is shown.
 const VISIBLE_SHARE: usize = 4;
@@ -19,20 +20,24 @@ pub struct Secrets {
 
 impl Secrets {
     /// From names and values.
-    pub fn new(named: Vec<(String, String)>) -> Secrets {
+    ///
+    /// # Errors
+    /// The name of one that is too short to be hidden.
+    pub fn new(named: Vec<(String, String)>) -> Result<Secrets, String> {
+        if let Some((name, _)) = named.iter().find(|(_, value)| value.len() < SHORTEST) {
+            return Err(name.clone());
+        }
         let mut hidden: Vec<String> = Vec::new();
         for (_, value) in &named {
-            if value.len() >= SHORTEST_REDACTED {
-                hidden.push(value.clone());
-                let quoted = serde_json::Value::from(value.as_str()).to_string();
-                let escaped = &quoted[1..quoted.len() - 1];
-                if escaped != value {
-                    hidden.push(escaped.to_owned());
-                }
+            hidden.push(value.clone());
+            let quoted = serde_json::Value::from(value.as_str()).to_string();
+            let escaped = &quoted[1..quoted.len() - 1];
+            if escaped != value {
+                hidden.push(escaped.to_owned());
             }
         }
         hidden.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        Secrets { named, hidden }
+        Ok(Secrets { named, hidden })
     }
 
     /// The secret that the manifest grants by this name.
@@ -92,7 +97,7 @@ impl Secrets {
     pub fn redact_cut<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let whole = self.redact(text);
         for hidden in &self.hidden {
-            let starts = hidden.char_indices().map(|(at, _)| at).filter(|at| *at >= SHORTEST_REDACTED).rev();
+            let starts = hidden.char_indices().map(|(at, _)| at).filter(|at| *at >= SHORTEST).rev();
             for length in starts {
                 if let Some(kept) = whole.strip_suffix(&hidden[..length]) {
                     return Cow::Owned(format!("{kept}[redacted]"));
@@ -115,29 +120,33 @@ mod tests {
 
     #[test]
     fn secrets_are_taken_out_plain_escaped_and_cut() {
-        let secrets = Secrets::new(vec![
-            ("A".into(), "hunter2\"x".into()),
-            ("B".into(), "hunter2".into()),
-            ("C".into(), "abc".into()),
-        ]);
-        assert_eq!(secrets.redact("is hunter2\"x and hunter2 and abc"), "is [redacted] and [redacted] and abc");
+        let secrets = Secrets::new(vec![("A".into(), "hunter2\"x".into()), ("B".into(), "hunter2".into())]).unwrap();
+        assert_eq!(secrets.redact("is hunter2\"x and hunter2 and hunt"), "is [redacted] and [redacted] and hunt");
         assert_eq!(secrets.redact(r#"{"a":"hunter2\"x"}"#), r#"{"a":"[redacted]"}"#);
         assert_eq!(secrets.redact_cut("at the end: hunte"), "at the end: [redacted]");
         assert_eq!(secrets.redact_cut("nothing here"), "nothing here");
         assert_eq!(secrets.safe("is hun\u{200b}ter2, or hunter2\n", 100), "is [redacted], or [redacted] ");
-        assert_eq!(format!("{secrets:?}"), r#"["A", "B", "C"]"#);
+        assert_eq!(format!("{secrets:?}"), r#"["A", "B"]"#);
         assert_eq!(secrets.safe_code("is hunter2"), "isredacted");
         assert_eq!(secrets.safe_code("hun ter2"), "redacted");
     }
 
     #[test]
     fn of_a_text_of_megabytes_only_the_beginning_is_looked_at() {
-        let secrets = Secrets::new(vec![("A".into(), "hunter2".into())]);
+        let secrets = Secrets::new(vec![("A".into(), "hunter2".into())]).unwrap();
         let long = format!("{}hunter2 {}", "ä".repeat(40), "x".repeat(4 << 20));
         assert_eq!(secrets.safe(&long, 100), format!("{}[redacted] {}", "ä".repeat(40), "x".repeat(9)));
         // One that what is looked at ends in.
         let cut = format!("{}hunter2", "\u{200b}".repeat(12));
         assert_eq!(secrets.safe(&cut, 9), "[redacted");
         assert_eq!(secrets.safe(&"hunter2".repeat(1 << 19), 12), "[redacted][r");
+    }
+
+    #[test]
+    fn one_that_could_not_be_hidden_is_none() {
+        for short in ["", "abc", "ä1"] {
+            let secrets = Secrets::new(vec![("A".into(), "hunter2".into()), ("B".into(), short.into())]);
+            assert_eq!(secrets.unwrap_err(), "B");
+        }
     }
 }

@@ -46,7 +46,7 @@ impl<'a> Grant<'a> {
             hosts: self.hosts.iter().map(|host| host.parse().unwrap()).collect(),
             allow_private: self.private.iter().map(|network| network.parse().unwrap()).collect(),
             limits: Arc::new(self.limits.clone()),
-            secrets: Arc::new(Secrets::new(vec![("K".into(), "hunter2hunter2".into())])),
+            secrets: Arc::new(Secrets::new(vec![("K".into(), "hunter2hunter2".into())]).unwrap()),
             tls: Arc::new(Tls::new(None).unwrap()),
         };
         (Egress::new(Arc::new(policy), self.dry_run, trace.clone()), trace)
@@ -255,7 +255,7 @@ async fn an_answer_that_drips_for_ever_ends_at_the_time_of_the_whole_request() {
 
 #[test]
 fn a_shown_url_has_neither_its_query_nor_a_secret() {
-    let secrets = Secrets::new(vec![("K".into(), "hunter2hunter2".into())]);
+    let secrets = Secrets::new(vec![("K".into(), "hunter2hunter2".into())]).unwrap();
     let uri = "https://example.com/hooks/hunter2hunter2?key=1".parse().unwrap();
     assert_eq!(shown_url(&uri, &secrets), "https://example.com/hooks/[redacted]");
 }

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_found_in_a_configuration_however_it_is_written() {
-        let secrets = Secrets::new(vec![("KEY".into(), "hunter2-süß".into()), ("PIN".into(), "12345678".into())]);
+        let secrets =
+            Secrets::new(vec![("KEY".into(), "hunter2-süß".into()), ("PIN".into(), "12345678".into())]).unwrap();
         for text in [
             r#"{"k": "my hunter2-süß"}"#,
             r#"{"k": ["\u0068unter2-süß"]}"#,

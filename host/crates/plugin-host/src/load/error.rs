@@ -3,6 +3,7 @@
 use crate::compile::CacheError;
 use crate::folder::FileError;
 use crate::manifest::ManifestError;
+use crate::secret;
 use crate::view::CallError;
 
 /// What stands between a file and a plugin in force.
@@ -104,6 +105,12 @@ pub enum LoadError {
         /// What is wrong.
         why: String,
     },
+    /// A secret cannot be hidden.
+    #[error("the secret {name} is shorter than {} bytes", secret::SHORTEST)]
+    ShortSecret {
+        /// Its name in the manifest.
+        name: String,
+    },
     /// A granted directory is not there.
     #[error("the directory {path} of `read` cannot be opened: {why}")]
     Directory {
@@ -160,6 +167,9 @@ impl LoadError {
             LoadError::Metadata(_) => "Run `taxiway plugin test` on the file to see what it does.".to_owned(),
             LoadError::Settings(_) => "Mend [settings] in the manifest.".to_owned(),
             LoadError::Secret { .. } => "Set the variable in the service's environment, or make the file readable for its user.".to_owned(),
+            LoadError::ShortSecret { .. } => "Give it a longer one: wherever a secret is taken out of what a plugin says, one so short would go out of \
+                 ordinary words. What need not be hidden belongs into [settings]."
+                .to_owned(),
             LoadError::Directory { .. } => "Make the directory, or take it out of `read`.".to_owned(),
             LoadError::Inside(_) => "This is a bug in the service; its log says more.".to_owned(),
         }

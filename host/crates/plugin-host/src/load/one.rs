@@ -302,7 +302,7 @@ fn read_secrets(sources: std::collections::BTreeMap<String, SecretSource>) -> Re
             Err(why) => return Err(LoadError::Secret { name, why }),
         }
     }
-    Ok(Secrets::new(named))
+    Secrets::new(named).map_err(|name| LoadError::ShortSecret { name })
 }
 
 fn read_secret_file(path: &std::path::Path) -> Result<String, String> {

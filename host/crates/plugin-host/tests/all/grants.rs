@@ -141,6 +141,25 @@ async fn a_secret_that_cannot_be_read_keeps_the_plugin_from_loading() {
 }
 
 #[tokio::test]
+async fn a_secret_that_is_too_short_to_be_hidden_is_not_taken() {
+    let bench = Bench::with("gossip.wasm", gossip().build());
+    let secret = bench.cache.path().join("secret");
+    bench.put("gossip.toml", format!("[secrets]\nKEY = {{ file = {secret:?} }}"));
+    std::fs::write(&secret, "pin\n").unwrap();
+    let host = bench.host().await;
+    let status = host.plugins().remove(0);
+    let error = status.error.unwrap();
+    assert_eq!(status.state, PluginState::Failed);
+    assert_eq!(error.message, "the secret KEY is shorter than 4 bytes");
+    assert!(error.advice.contains("a longer one"), "{error:?}");
+
+    std::fs::write(&secret, "pins\n").unwrap();
+    until(&host, "gossip", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
+    let plugin = host.plugin("gossip").unwrap();
+    assert_eq!(plugin.validate(&job(), &submission()).await.log[0].text, "[redacted]");
+}
+
+#[tokio::test]
 async fn a_secret_that_is_written_later_or_changed_is_read_again() {
     let bench = Bench::with("gossip.wasm", gossip().build());
     let secret = bench.cache.path().join("secret");
