@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -17,6 +18,10 @@ const STEP: i32 = 1000;
 /// cannot begin again from the front, and would grow without end.
 const TOO_LONG: i64 = 16 * STEP as i64;
 
+/// How long such a checkpoint waits for its turn between two commits, and then for readers that are about to be done, for which the
+/// writer waits too: a page of a list takes a few milliseconds, and nothing that is asked often takes longer than this.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Turns SQLite's own checkpoints of `writer` off and starts the thread that makes them. It ends with the connection.
 ///
 /// # Errors
@@ -26,6 +31,7 @@ pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<(), super::O
     let (due, waiting) = sync_channel(1);
     let connection = Connection::open(path)?;
     schema::configure(&connection)?;
+    connection.busy_timeout(PATIENCE)?;
     std::thread::Builder::new()
         .name("store-checkpoint".into())
         .spawn(move || run(&connection, &waiting))
@@ -54,15 +60,37 @@ fn watch(writer: &mut Connection, due: SyncSender<()>) -> rusqlite::Result<()> {
 
 fn run(connection: &Connection, due: &Receiver<()>) {
     while due.recv().is_ok() {
-        let pages = |mode: &str| {
-            connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>("log"))
-        };
-        let result = pages("PASSIVE").and_then(|log| if log > TOO_LONG { pages("RESTART") } else { Ok(log) });
-        if let Err(error) = result {
+        if let Err(error) = checkpoint(connection) {
             // Nothing is lost: the log is part of the database, and the next step tries again.
             tracing::warn!(%error, "a checkpoint of the database failed");
         }
     }
+}
+
+/// A checkpoint that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// Of what could be moved without anybody's waiting.
+    Passive,
+    /// After which the log begins again from the front, unless somebody read from it for too long.
+    Restart,
+}
+
+fn checkpoint(connection: &Connection) -> rusqlite::Result<Made> {
+    // Pages in the log, and how many of them are in the database by now (sqlite.org/pragma.html#pragma_wal_checkpoint).
+    let pages = |mode: &str| {
+        connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+            Ok((row.get::<_, i64>("log")?, row.get::<_, i64>("checkpointed")?))
+        })
+    };
+    let (log, moved) = pages("PASSIVE")?;
+    // What is left is what somebody does not see who has been reading for long, as a backup does: the log cannot begin again before
+    // that is over, and the writer would wait in vain.
+    let is_read_for_long = log - moved >= i64::from(STEP);
+    if log <= TOO_LONG || is_read_for_long {
+        return Ok(Made::Passive);
+    }
+    pages("RESTART").map(|_| Made::Restart)
 }
 
 #[cfg(test)]
@@ -91,5 +119,37 @@ mod tests {
         drop(due);
         run(&writer, &waiting);
         assert!(std::fs::metadata(&path).expect("a file").len() > before + 2 * STEP as u64 * 4000);
+    }
+
+    #[test]
+    fn the_writer_is_made_to_wait_for_a_log_that_is_too_long_and_never_for_somebody_who_reads_for_long() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("taxiway.db");
+        let open = || {
+            let connection = Connection::open(&path).expect("opens");
+            schema::configure(&connection).expect("configured");
+            connection
+        };
+        let (mut writer, reader, thread_s) = (open(), open(), open());
+        writer.execute_batch("CREATE TABLE t (data BLOB)").expect("a table");
+        // Who watches for growth also turns SQLite's own checkpoints off.
+        let (due, _waiting) = sync_channel(1);
+        watch(&mut writer, due).expect("a hook");
+        let pages_in_log = || {
+            let passive = "PRAGMA wal_checkpoint(PASSIVE)";
+            thread_s.query_row(passive, [], |row| row.get::<_, i64>("log")).expect("an answer")
+        };
+        reader.execute_batch("BEGIN; SELECT count(*) FROM t").expect("a backup begins");
+        let transaction = writer.transaction().expect("begins");
+        for _ in 0..TOO_LONG + 1 {
+            transaction.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
+        }
+        transaction.commit().expect("commits");
+        assert!(pages_in_log() > TOO_LONG);
+        assert_eq!(checkpoint(&thread_s).expect("is made"), Made::Passive);
+        reader.execute_batch("COMMIT").expect("the backup is done");
+        assert_eq!(checkpoint(&thread_s).expect("is made"), Made::Restart);
+        writer.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
+        assert!(pages_in_log() < i64::from(STEP), "the log has begun again from the front");
     }
 }
