@@ -1,8 +1,11 @@
 //! Who may ask (DESIGN §9).
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::json;
-use taxiway_tests::{ANY_PORT, Place, sh, start_refused};
+use sha2::{Digest, Sha256};
+use taxiway_tests::{ANY_PORT, Place, Server, sh, start_refused};
 
 #[tokio::test]
 async fn without_a_token_or_with_a_wrong_one_nothing_is_answered() {
@@ -124,4 +127,72 @@ async fn what_is_not_there_is_not_found() {
     }
     let answer = server.request(Method::DELETE, "/api/v1/queue").send().await.expect(405);
     assert_eq!(answer.problem()["code"], json!("method-not-allowed"));
+}
+
+/// A token of this scope, where the service keeps the hashes of its tokens.
+fn token_of_scope(server: &Server, scope: &str) -> String {
+    let token = format!("a token of scope {scope} for tests");
+    let database = rusqlite::Connection::open(server.place().data_dir().join("taxiway.db")).expect("a database");
+    database.busy_timeout(Duration::from_secs(60)).expect("it waits for the service's own writes");
+    let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+    database
+        .execute(
+            "INSERT INTO tokens (sha256, name, scope, created_at) VALUES (?1, ?2, ?2, 0)",
+            rusqlite::params![hash, scope],
+        )
+        .expect("it is kept");
+    token
+}
+
+const PROFILE: &str = "[profiles.train]\ncommand = [\"sh\", \"-c\", \"echo by profile\"]\n";
+
+#[tokio::test]
+async fn the_scope_submit_runs_what_profiles_say_and_nothing_else() {
+    let server = Place::new().config(PROFILE).start().await;
+    let client = server.with_token(Some(&token_of_scope(&server, "submit")));
+    let both = json!({"profile": "train", "command": ["id"]});
+    for refused in [sh("id"), both.clone()] {
+        assert_eq!(client.post("/jobs", &refused).await.expect(403).problem()["code"], "command-not-allowed");
+        assert_eq!(
+            client.post("/jobs?dry_run=true", &refused).await.expect(403).problem()["code"],
+            "command-not-allowed"
+        );
+    }
+    let batch = client.post("/jobs/batch", &json!([both, {"profile": "train", "hold": true}])).await.expect(200).json();
+    let statuses: Vec<_> = batch["items"].as_array().expect("items").iter().map(|item| &item["status"]).collect();
+    assert_eq!(statuses, [403, 201]);
+    let jobs = server.jobs().await;
+    assert_eq!(jobs.iter().map(|job| job.json["submitted_by"].as_str()).collect::<Vec<_>>(), [Some("submit")]);
+    let path = format!("/jobs/{}", jobs[0].id());
+    let problem = client.patch(&path, &json!({"command": ["id"]})).await.expect(403).problem();
+    assert_eq!(problem["code"], "command-not-allowed");
+    client.patch(&path, &json!({"priority": 1})).await.expect(200);
+    let mut events = server.events().await;
+    client.post_nothing(&format!("{path}/release")).await.expect(200);
+    assert_eq!(events.end_of(jobs[0].id()).await, "completed");
+    assert_eq!(server.log(jobs[0].id()).await, "by profile\n");
+}
+
+#[tokio::test]
+async fn where_commands_are_allowed_the_scope_submit_runs_its_own() {
+    let config = format!("[server]\nallow_commands = true\n{PROFILE}");
+    let server = Place::new().config(&config).start().await;
+    let client = server.with_token(Some(&token_of_scope(&server, "submit")));
+    let mut held = sh("echo its own");
+    held["hold"] = true.into();
+    let job = client.post("/jobs", &held).await.expect(201).job();
+    let path = format!("/jobs/{}", job.id());
+    client.patch(&path, &json!({"command": ["sh", "-c", "echo changed"]})).await.expect(200);
+    let mut events = server.events().await;
+    client.post_nothing(&format!("{path}/release")).await.expect(200);
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    assert_eq!(server.log(job.id()).await, "changed\n");
+    // The rest of its scope is as it was.
+    let other = server.submit(json!({"profile": "train", "hold": true})).await;
+    client.patch(&format!("/jobs/{}", other.id()), &json!({"priority": 1})).await.expect(403);
+    client.post_nothing("/queue/pause").await.expect(403);
+    // And so is that of `read`.
+    let reader = server.with_token(Some(&token_of_scope(&server, "read")));
+    reader.post("/jobs", &sh("id")).await.expect(403);
+    reader.get("/jobs").await.expect(200);
 }
