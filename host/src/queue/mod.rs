@@ -11,6 +11,7 @@
 //! ([`run`]) is one write to a shim that is ready, followed by one transaction: the end of one job, its deliveries, and the
 //! start of the next. [`recover`] takes over what a previous service left.
 
+mod alarm;
 mod arm;
 mod change;
 mod count;
@@ -32,5 +33,5 @@ mod tests;
 
 pub use gpus::{Gpus, SlotStanding, SlotState};
 pub use handle::{Holder, Mode, Outlook, Queue, QueueError, Standing, Submission, Summary};
-pub use owner::{Hooks, LaunchVerdict, Options, start};
+pub use owner::{Hooks, LaunchVerdict, Options, StartError, start};
 pub use slots::SlotGpu;

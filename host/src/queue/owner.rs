@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::alarm::Alarm;
 use super::arm::Armed;
 use super::count::Uncounted;
 use super::gpus::{Gpus, Watch};
@@ -93,8 +94,9 @@ pub struct Options {
 /// Reads what the store knows, takes over what still runs, and starts the owner.
 ///
 /// # Errors
-/// When the store cannot be read.
-pub async fn start(options: Options) -> Result<Queue, StoreError> {
+/// When the store cannot be read, or there is no timer to be had.
+pub async fn start(options: Options) -> Result<Queue, StartError> {
+    let alarm = Alarm::new().map_err(StartError::Alarm)?;
     let (commands, waiting) = mpsc::channel(WAITING_COMMANDS);
     let Options {
         store,
@@ -144,12 +146,20 @@ pub async fn start(options: Options) -> Result<Queue, StoreError> {
         hooks,
     };
     owner.load(mode).await?;
-    tokio::spawn(owner.run(waiting, events, faults));
+    tokio::spawn(owner.run(waiting, events, faults, alarm));
     Ok(Queue { commands, revisions: None })
 }
 
-/// Longest sleep until a time of the clock: one that is set forward meanwhile is not noticed before.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// The queue cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What is stored of it cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no timer for jobs that wait for a time.
+    #[error("could not make a timer for jobs that wait for a time: {0}; check the limit of open files (`ulimit -n`)")]
+    Alarm(std::io::Error),
+}
 
 /// Submissions that are taken in or answered in one turn: what ends a job waits no longer than these take, a few microseconds each.
 const SUBMISSIONS_A_TURN: usize = 64;
@@ -329,16 +339,14 @@ impl Owner {
         mut commands: mpsc::Receiver<Command>,
         mut events: mpsc::Receiver<taxiway_launcher::Event>,
         mut faults: mpsc::Receiver<Vec<Fault>>,
+        mut alarm: Alarm,
     ) {
         let mut committing = self.store.committing();
         self.turn().await;
         loop {
             let rest = self.pauses.next_end();
             let count = self.next_count();
-            let alarm = self.jobs.next_alarm().map(|at| {
-                let wait = at.as_millis().saturating_sub(Time::now().as_millis());
-                Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0)).min(LONGEST_SLEEP)
-            });
+            alarm.set(self.jobs.next_alarm());
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => {
@@ -361,7 +369,7 @@ impl Owner {
                 // An error means that the writer has stopped: the service ends.
                 Ok(()) = committing.changed() => {}
                 () = until(rest) => self.pauses.end(),
-                () = until(alarm) => self.jobs.ring(Time::now()),
+                () = alarm.rung() => self.jobs.ring(Time::now()),
             }
             self.turn().await;
         }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::machine::{Machine, Step};
 use super::{Gpus, Hooks, LaunchVerdict, Options, Queue, SlotGpu};
 use crate::gpu::{Look, Looked, Measured, Released};
-use crate::store::{BodyHash, DeliveryId, NewDelivery, Store, StoreError};
+use crate::store::{BodyHash, DeliveryId, NewDelivery, Store};
 
 /// A service over a machine: what a restart replaces.
 struct Service {
@@ -36,7 +36,7 @@ struct Service {
 }
 
 impl Service {
-    async fn start(directory: &Path, machine: &Arc<Machine>, slots: Vec<SlotGpu>) -> Result<Self, StoreError> {
+    async fn start(directory: &Path, machine: &Arc<Machine>, slots: Vec<SlotGpu>) -> Result<Self, super::StartError> {
         let store = Store::open(&directory.join("taxiway.db")).expect("the database opens");
         let (events, said) = mpsc::channel(1024);
         let drained = CancellationToken::new();
