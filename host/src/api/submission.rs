@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-use taxiway_job::{JobId, MOST_LEVELS, OutOfRange, Problem, Terms, is_too_deep};
+use taxiway_job::{EnvValue, JobId, MOST_LEVELS, OutOfRange, Problem, Terms, is_too_deep};
 
 use super::answer::{Refused, problem};
 use super::array;
@@ -20,7 +20,7 @@ use crate::config::{keys_of, nearest};
 const MOST_LABELS: usize = 64;
 /// Jobs that one comes after: those of the largest array.
 const MOST_PREDECESSORS: usize = 1000;
-/// Bytes of one argument with its NUL: `MAX_ARG_STRLEN` of Linux (execve(2)).
+/// Bytes of one argument, or of one variable with its name and `=`, with its NUL: `MAX_ARG_STRLEN` of Linux (execve(2)).
 const LONGEST_ARGUMENT: usize = 128 << 10;
 /// Bytes of all arguments and variables together: half of what Linux grants at the default stack limit (execve(2)), so that
 /// what the service adds fits beside it.
@@ -250,6 +250,11 @@ fn check(submission: &mut Submission, batch: Batch<'_>) -> Vec<Problem> {
         problems.push(problem(&pointer(["command", &index.to_string()]), "too-long", message));
     }
     let variables = submission.env.iter().flatten();
+    let is_too_long = |(name, value): &(&String, &EnvValue)| name.len() + 1 + value.expose().len() >= LONGEST_ARGUMENT;
+    for (name, _) in variables.clone().filter(is_too_long) {
+        let message = "a variable has at most 128 KiB with its name: put the rest into the configuration or a file";
+        problems.push(problem(&pointer(["env", name]), "too-long", message));
+    }
     let bytes = arguments.map(|argument| argument.len() + 1).sum::<usize>()
         + variables.map(|(name, value)| name.len() + value.expose().len() + 2).sum::<usize>();
     if bytes > LONGEST_ARGUMENTS {
@@ -391,7 +396,23 @@ mod tests {
         let long = "x".repeat(LONGEST_ARGUMENT);
         let found = problems(&format!(r#"{{"command": ["a", "{long}"], "env": {{"A": "{}"}}}}"#, long.repeat(8)));
         let paths: Vec<&str> = found.iter().map(|(path, _, _)| path.as_str()).collect();
-        assert_eq!(paths, ["/command/1", "/command"]);
+        assert_eq!(paths, ["/command/1", "/env/A", "/command"]);
+    }
+
+    #[test]
+    fn a_variable_that_no_program_can_be_given_is_refused_where_it_stands() {
+        let submission = |name: &str, value: &str| {
+            let (plain, secret) = (format!(r#""{value}""#), format!(r#"{{"secret": "{value}"}}"#));
+            [plain, secret].map(|value| format!(r#"{{"command": ["a"], "env": {{"{name}": {value}, "B": "b"}}}}"#))
+        };
+        // `A/B=`, the value and a NUL.
+        let longest = "x".repeat(LONGEST_ARGUMENT - 5);
+        for body in submission("A/B", &longest) {
+            assert!(parse(body.as_bytes()).is_ok());
+        }
+        for body in submission("A/B", &format!("{longest}x")) {
+            assert_eq!(problems(&body), [("/env/A~1B".into(), "too-long".into(), None)]);
+        }
     }
 
     #[test]
