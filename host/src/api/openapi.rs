@@ -206,7 +206,7 @@ fn schemas() -> Value {
             "to": {"oneOf": [
                 {"enum": ["front", "back"]},
                 {"type": "object", "required": ["before"], "properties": {"before": {"type": "string", "format": "uuid"}}},
-                {"type": "object", "required": ["position"], "properties": {"position": {"type": "integer", "minimum": 1}}},
+                {"type": "object", "required": ["position"], "properties": {"position": {"type": "integer", "minimum": 1, "description": "one beyond the last is the last"}}},
             ]},
         }},
         "Retries": {"type": "object", "additionalProperties": false, "properties": {

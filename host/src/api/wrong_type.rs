@@ -79,6 +79,7 @@ fn plain(expected: &str) -> &str {
         "a sequence" => "a list",
         "a map" => "an object",
         "a boolean" => "true or false",
+        "a nonzero usize" => "a whole number, 1 or more",
         "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => {
             "a whole number in its range"
         }
@@ -100,9 +101,10 @@ pub(super) fn name_of(path: &Path) -> String {
     for segment in path {
         match segment {
             Segment::Seq { index } => name.push_str(&format!("[{index}]")),
-            Segment::Map { key } if name.is_empty() => name.push_str(key),
-            Segment::Map { key } => name.push_str(&format!(".{key}")),
-            Segment::Enum { .. } | Segment::Unknown => {}
+            // In JSON a variant with a value is an object's only member.
+            Segment::Map { key } | Segment::Enum { variant: key } if name.is_empty() => name.push_str(key),
+            Segment::Map { key } | Segment::Enum { variant: key } => name.push_str(&format!(".{key}")),
+            Segment::Unknown => {}
         }
     }
     name
@@ -114,8 +116,8 @@ pub(super) fn pointer_of(path: &Path) -> String {
         .iter()
         .filter_map(|segment| match segment {
             Segment::Seq { index } => Some(index.to_string()),
-            Segment::Map { key } => Some(key.clone()),
-            Segment::Enum { .. } | Segment::Unknown => None,
+            Segment::Map { key } | Segment::Enum { variant: key } => Some(key.clone()),
+            Segment::Unknown => None,
         })
         .collect();
     pointer(segments.iter().map(String::as_str))
@@ -147,6 +149,11 @@ mod tests {
             wrong::<CancelMany>(r#"{"filter": {"name": {}}}"#),
             "`filter.name` is an object; it should be a text"
         );
+        for position in ["-1", "0"] {
+            let sentence = format!("`to.position` is the number {position}; it should be a whole number, 1 or more");
+            assert_eq!(wrong::<Move>(&format!(r#"{{"to": {{"position": {position}}}}}"#)), sentence);
+        }
+        assert_eq!(wrong::<Move>(r#"{"to": {"before": 7}}"#), "`to.before` is the number 7; it should be a text");
         assert!(wrong::<Requeue>(r#"{"hole": true}"#).contains("unknown field `hole`"));
         for body in [r#"{"to": "top"}"#, r#"{"to": 7}"#, "7", r#"{"to": {"position": "x"}}"#] {
             let sentence = wrong::<Move>(body);

@@ -1,5 +1,7 @@
 //! `taxiway ls`, `show`, `hold`, `release`, `retry`, `requeue`, `move`
 
+use std::num::NonZeroUsize;
+
 use clap::Args;
 use taxiway_job::{ArrayId, State, Time};
 
@@ -310,7 +312,7 @@ struct Place {
     before: Option<String>,
     /// To this position, from 1.
     #[arg(long, value_name = "N")]
-    position: Option<usize>,
+    position: Option<NonZeroUsize>,
 }
 
 impl Move {

@@ -109,8 +109,7 @@ fn target(to: MoveTo) -> Result<Target, Refused> {
         MoveTo::Before(id) => id.parse().map(Target::Before).map_err(|error: taxiway_job::IdError| {
             Refused::new(StatusCode::UNPROCESSABLE_ENTITY, "not-in-line", error.to_string())
         }),
-        MoveTo::Position(0) => Err(Refused::invalid_request("positions start at 1")),
-        MoveTo::Position(position) => Ok(Target::Position(position)),
+        MoveTo::Position(position) => Ok(Target::Position(position.get())),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What operations on a job may be told, and its explanation.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 use taxiway_job::{Failure, Reason, Time, Verdict};
@@ -46,6 +47,6 @@ pub enum MoveTo {
     Back,
     /// Just before the queued job with this id.
     Before(String),
-    /// To this position, from 1.
-    Position(usize),
+    /// To this position, from 1; one beyond the last is the last.
+    Position(NonZeroUsize),
 }
