@@ -1,5 +1,6 @@
 //! What the rest of the service may ask of the queue.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,20 @@ pub struct Standing {
     pub reason: Option<Reason>,
     /// The last it said of how far it is.
     pub progress: Option<Progress>,
+}
+
+impl Standing {
+    /// Why a job is where it is that is stored like this: what the queue says, else what the store does. The two are read one after
+    /// the other, so that of a job that is stored as queued the queue may know nothing yet, or know more already.
+    #[must_use]
+    pub fn reason_of<'a>(&'a self, job: &'a Job) -> Option<Cow<'a, Reason>> {
+        let known = self.reason.as_ref().or(job.reason.as_ref()).map(Cow::Borrowed);
+        let in_between = || {
+            let message = "it is just entering the line, or leaving it: the next look says more";
+            Cow::Owned(Reason::new("in_between", message))
+        };
+        known.or_else(|| (job.state == State::Queued).then(in_between))
+    }
 }
 
 /// The queue in a few numbers.
@@ -446,5 +461,22 @@ impl Queue {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| QueueError::Stopping)?;
         answer.await.map_err(|_| QueueError::Stopping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_is_stored_as_queued_has_a_reason_whatever_the_queue_knows_of_it() {
+        let mut job = crate::store::test_job("a", Time::now());
+        let code = |job: &Job, standing: &Standing| standing.reason_of(job).map(|reason| reason.code.clone());
+        let unknown = Standing::default();
+        assert_eq!(code(&job, &unknown).as_deref(), Some("in_between"));
+        let behind = Standing { reason: Some(Reason::new("behind", "it is number 2")), ..Standing::default() };
+        assert_eq!(code(&job, &behind).as_deref(), Some("behind"));
+        job.state = State::Running;
+        assert_eq!(code(&job, &unknown), None);
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn explain(api: State, Path(id): Path<String>) -> Result<Respon
         _ => None,
     };
     let explanation = Explanation {
-        reason: standing.reason.as_ref().or(job.reason.as_ref()).map(Cow::Borrowed),
+        reason: standing.reason_of(&job),
         position: standing.position,
         expected_start_at: expected_start(&api, id, Time::now()).await?,
         verdicts: job.verdicts.iter().chain(&job.launch_verdicts).map(Cow::Borrowed).collect(),

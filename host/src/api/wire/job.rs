@@ -144,7 +144,7 @@ impl<'a> Job<'a> {
             submitted_config: Cow::Borrowed(job.submitted_config.as_ref().unwrap_or(&job.config)),
             rewrites: Cow::Borrowed(&job.rewrites),
             warnings: Cow::Borrowed(&job.warnings),
-            reason: standing.reason.as_ref().or(job.reason.as_ref()).map(Cow::Borrowed),
+            reason: standing.reason_of(job),
             submitted_at: job.submitted_at,
             queued_at: job.queued_at,
             started_at: job.started_at,
