@@ -2,7 +2,11 @@
 //!
 //! Logs go before their jobs, the first to end first: by their age, and when all of them together are larger than they may be.
 //! Jobs, events, the audit trail and the keys of requests go by age alone. Everything is done in small units between which
-//! others get their turn, files before rows, so that a crash leaves a job without its log and never a log without its job.
+//! others get their turn.
+//!
+//! That a job is removed, by its age or by a person, is durable before the first of its files goes, and what names its files is kept
+//! until all of them have gone. So a crash in between leaves neither a job without its files nor files that nobody knows of: the
+//! next start goes on. The logs of jobs that ended long ago go before that all the same: a disk that is full has to get space first.
 //!
 //! A job stays until every completion hook was told of its end, or was given up.
 //!
@@ -13,17 +17,15 @@
 
 mod files;
 
-pub(crate) use files::remove_job;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
-use taxiway_job::Time;
+use taxiway_job::{JobId, Time};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::Retention as Limits;
-use crate::store::{Change, EndedJob, Store, StoreError};
+use crate::store::{Change, EndedJob, RemovedJob, Store, StoreError};
 
 /// How long the key of a request is remembered: a client that sends it again after a week means something new.
 pub const KEYS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -85,6 +87,9 @@ struct Worker {
 
 impl Worker {
     async fn run(self, mut asking: mpsc::Receiver<oneshot::Sender<Result<Removed, StoreError>>>) {
+        if let Err(error) = self.finish_removals().await {
+            tracing::warn!(%error, "the files of jobs that were removed before could not be");
+        }
         let mut next = Some(Instant::now() + self.until_due().await);
         loop {
             let due = async {
@@ -165,15 +170,30 @@ impl Worker {
             let ids = jobs.iter().map(|job| job.id).collect();
             let count = jobs.len() as u64;
             let dir = self.jobs_dir.clone();
-            off_the_runtime(move || jobs.iter().for_each(|job| files::remove_job(&dir, job))).await?;
+            let (logs, bytes) = off_the_runtime(move || files::remove_logs(&dir, &jobs)).await?;
+            removed.logs += logs;
+            removed.log_bytes += bytes;
             self.store.commit(vec![Change::Forget { jobs: ids }]).await?;
             removed.jobs += count;
+            self.finish_removals().await?;
         }
+        self.finish_removals().await?;
         while self.store.oldest(now).await?.event.is_some_and(|at| at < too_old) {
             self.store.commit(vec![Change::ForgetEvents { before: too_old, keys_before: now.minus(KEYS) }]).await?;
         }
         self.store.commit(vec![Change::ForgetEvents { before: too_old, keys_before: now.minus(KEYS) }]).await?;
         Ok(removed)
+    }
+
+    /// Removes the files of all jobs that were removed.
+    async fn finish_removals(&self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let jobs = self.store.removed(after, AT_A_TIME).await?;
+            let Some(last) = jobs.last() else { return Ok(()) };
+            after = Some(last.id);
+            finish(&self.store, self.jobs_dir.clone(), jobs).await?;
+        }
     }
 
     /// Removes logs of jobs that ended up to some moment: long ago, or so that those of later ones fit.
@@ -223,6 +243,23 @@ impl Worker {
             before = first;
         }
     }
+}
+
+/// Removes the files of a job that was removed. What is not done of it, the next start does.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub async fn remove_files(store: &Store, jobs_dir: PathBuf, job: JobId) -> Result<(), StoreError> {
+    let launches = store.launches(job).await?;
+    finish(store, jobs_dir, vec![RemovedJob { id: job, launches }]).await
+}
+
+async fn finish(store: &Store, jobs_dir: PathBuf, jobs: Vec<RemovedJob>) -> Result<(), StoreError> {
+    let gone = off_the_runtime(move || files::remove_jobs(&jobs_dir, &jobs)).await?;
+    if gone.is_empty() {
+        return Ok(());
+    }
+    store.commit(vec![Change::FilesGone { jobs: gone }]).await
 }
 
 /// Files take as long as they take.

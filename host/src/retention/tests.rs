@@ -173,3 +173,47 @@ async fn a_job_stays_until_every_completion_hook_was_told_of_its_end() {
     assert_eq!(place.collect(limits()).await.jobs, 1);
     assert!(!place.is_kept(job).await);
 }
+
+/// A person removes the job, and the service is killed before any of its files has gone.
+async fn remove_and_crash(place: &Place, job: JobId) {
+    let (at, by) = (Time::now(), "tester".to_owned());
+    place.store.commit(vec![Change::Remove { job, revisions: None, at, by }]).await.expect("it is removed");
+}
+
+#[tokio::test]
+async fn the_files_of_a_job_that_was_removed_just_before_a_crash_go_at_the_next_start() {
+    let place = Place::new();
+    let (job, launch) = place.ended(1, 10).await;
+    let (other, other_launch) = place.ended(1, 10).await;
+    remove_and_crash(&place, job).await;
+    assert!(!place.is_kept(job).await && place.log(job, launch).exists());
+    // A worker that is asked for nothing: its handle is gone at once.
+    let (_, asking) = mpsc::channel(1);
+    Worker { store: place.store.clone(), jobs_dir: place.jobs_dir(), limits: limits() }.run(asking).await;
+    assert!(!place.jobs_dir().join(job.to_string()).exists(), "nothing of it is left");
+    assert_eq!(place.store.removed(None, 10).await.expect("reads"), []);
+    assert_eq!(place.store.launches(job).await.expect("reads"), []);
+    assert!(place.is_kept(other).await && place.log(other, other_launch).exists());
+    assert_eq!(place.store.launches(other).await.expect("reads"), [other_launch]);
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_removed_are_tried_again_and_keep_no_others() {
+    let place = Place::new();
+    let (stuck, launch) = place.ended(1, 10).await;
+    let (other, _) = place.ended(1, 10).await;
+    let (directory, aside) = (place.jobs_dir().join(stuck.to_string()), place.directory.path().join("aside"));
+    std::fs::rename(&directory, &aside).expect("moved");
+    std::fs::write(&directory, "in the way").expect("a file");
+    remove_and_crash(&place, stuck).await;
+    remove_and_crash(&place, other).await;
+    place.collect(limits()).await;
+    assert!(!place.jobs_dir().join(other.to_string()).exists());
+    let left = crate::store::RemovedJob { id: stuck, launches: vec![launch] };
+    assert_eq!(place.store.removed(None, 10).await.expect("reads"), [left]);
+    std::fs::remove_file(&directory).expect("removed");
+    std::fs::rename(&aside, &directory).expect("moved back");
+    place.collect(limits()).await;
+    assert!(!directory.exists());
+    assert_eq!(place.store.removed(None, 10).await.expect("reads"), []);
+}

@@ -257,18 +257,25 @@ pub enum Change {
         /// When.
         at: Time,
     },
-    /// A person removes a job that has ended.
+    /// A person removes a job that has ended. Its files go afterwards.
     Remove {
         /// Which.
         job: JobId,
+        /// The revisions of the job for one of which that is meant; none: for any.
+        revisions: Option<Vec<u32>>,
         /// When.
         at: Time,
         /// Who.
         by: String,
     },
-    /// These ended long ago: nothing is kept of them any more.
+    /// These ended long ago: nothing is kept of them any more. Their files go afterwards.
     Forget {
         /// Which. Those that have not ended, are not there, or whose end is yet to be told are left as they are.
+        jobs: Vec<JobId>,
+    },
+    /// The files of these jobs, which were removed, are gone.
+    FilesGone {
+        /// Which.
         jobs: Vec<JobId>,
     },
     /// Somebody had removed what was kept long enough.

@@ -62,6 +62,15 @@ pub struct EndedJob {
     pub launches: Vec<LaunchId>,
 }
 
+/// A job that was removed, with what there may still be of it on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemovedJob {
+    /// Which.
+    pub id: JobId,
+    /// Its starts.
+    pub launches: Vec<LaunchId>,
+}
+
 /// What has ended and when, as far as the next look at it depends on that.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Oldest {
@@ -228,17 +237,40 @@ impl Store {
             let mut statement = db.prepare_cached(&format!(
                 "SELECT id, finished_at FROM jobs WHERE finished_at IS NOT NULL AND {condition} LIMIT ?3"
             ))?;
-            let mut launches = db.prepare_cached("SELECT launch FROM attempts WHERE job = ?1")?;
             let mut rows = statement.query(params![from.as_millis(), to.as_millis(), limit as i64])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let id = JobId::from_bytes(row.get("id")?);
-                let of_it = launches.query_map(params![id.as_bytes()], launch)?.collect::<Result<_, _>>()?;
-                found.push(EndedJob { id, finished_at: Time::from_millis(row.get("finished_at")?), launches: of_it });
+                let finished_at = Time::from_millis(row.get("finished_at")?);
+                found.push(EndedJob { id, finished_at, launches: launches(db, id)? });
             }
             Ok(found)
         })
         .await
+    }
+
+    /// Jobs that were removed and whose files are yet to go, in the order of their ids; those after one of them.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn removed(&self, after: Option<JobId>, limit: usize) -> Result<Vec<RemovedJob>, StoreError> {
+        self.read(move |db| {
+            let mut removed = db.prepare_cached("SELECT job FROM removed_jobs WHERE job > ?1 ORDER BY job LIMIT ?2")?;
+            let after = after.map_or(Vec::new(), |job| job.as_bytes().to_vec());
+            let ids: Vec<JobId> = removed
+                .query_map(params![after, limit as i64], |row| Ok(JobId::from_bytes(row.get("job")?)))?
+                .collect::<Result<_, _>>()?;
+            ids.into_iter().map(|id| Ok(RemovedJob { id, launches: launches(db, id)? })).collect()
+        })
+        .await
+    }
+
+    /// What there may be on disk of this job, whether it is there or was removed.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn launches(&self, job: JobId) -> Result<Vec<LaunchId>, StoreError> {
+        self.read(move |db| launches(db, job)).await
     }
 
     /// What there is that may have to go, where logs of jobs that ended up to `logs` have gone.
@@ -262,15 +294,18 @@ impl Store {
     }
 }
 
-fn launch(row: &Row<'_>) -> rusqlite::Result<LaunchId> {
-    Ok(LaunchId::from_bytes(row.get("launch")?))
+/// The starts of a job.
+fn launches(db: &Connection, job: JobId) -> Result<Vec<LaunchId>, StoreError> {
+    let mut launches = db.prepare_cached("SELECT launch FROM attempts WHERE job = ?1")?;
+    let launch = |row: &Row<'_>| Ok(LaunchId::from_bytes(row.get("launch")?));
+    Ok(launches.query_map(params![job.as_bytes()], launch)?.collect::<Result<_, _>>()?)
 }
 
 /// A completion hook is still to be told of the job's end, for which the job is needed.
 const IS_TO_BE_TOLD: &str = "EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND status = 'waiting')";
 
-/// Removes everything that is kept of these jobs but their events, as far as they have ended and every completion hook was told.
-/// Gives how many went.
+/// Removes everything that is kept of these jobs but their events and what names their files, as far as they have ended and every
+/// completion hook was told. Gives how many went.
 pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreError> {
     let mut gone = 0;
     for job in jobs {
@@ -280,7 +315,7 @@ pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreErro
             ))?
             .execute(params![job.as_bytes()])?;
         if removed == 1 {
-            db.prepare_cached("DELETE FROM attempts WHERE job = ?1")?.execute(params![job.as_bytes()])?;
+            db.prepare_cached("INSERT INTO removed_jobs (job) VALUES (?1)")?.execute(params![job.as_bytes()])?;
             db.prepare_cached("DELETE FROM deliveries WHERE job = ?1")?.execute(params![job.as_bytes()])?;
             db.prepare_cached("DELETE FROM samples WHERE job = ?1")?.execute(params![job.as_bytes()])?;
         }
@@ -289,8 +324,34 @@ pub(super) fn forget(db: &Connection, jobs: &[JobId]) -> Result<usize, StoreErro
     Ok(gone)
 }
 
-/// A person removes one job.
-pub(super) fn remove(db: &Connection, job: JobId, at: Time, by: &str, told: &mut Told) -> Result<(), StoreError> {
+/// The files of these jobs, which were removed, are gone: so is what names them.
+pub(super) fn files_gone(db: &Connection, jobs: &[JobId]) -> Result<(), StoreError> {
+    for job in jobs {
+        db.prepare_cached("DELETE FROM attempts WHERE job = (SELECT job FROM removed_jobs WHERE job = ?1)")?
+            .execute(params![job.as_bytes()])?;
+        db.prepare_cached("DELETE FROM removed_jobs WHERE job = ?1")?.execute(params![job.as_bytes()])?;
+    }
+    Ok(())
+}
+
+/// A person removes one job, if it is at one of these revisions; none: at any.
+pub(super) fn remove(
+    db: &Connection,
+    job: JobId,
+    revisions: Option<&[u32]>,
+    at: Time,
+    by: &str,
+    told: &mut Told,
+) -> Result<(), StoreError> {
+    if let Some(revisions) = revisions {
+        let revision: Option<u32> = db
+            .prepare_cached("SELECT revision FROM jobs WHERE id = ?1")?
+            .query_row(params![job.as_bytes()], |row| row.get("revision"))
+            .optional()?;
+        if revision.is_some_and(|revision| !revisions.contains(&revision)) {
+            return Err(StoreError::Conflict(format!("job {job} was changed since it was read")));
+        }
+    }
     if forget(db, &[job])? == 0 {
         return Err(StoreError::Conflict(format!(
             "job {job} cannot be removed: it is not there, has not ended, or its end is yet to be told"

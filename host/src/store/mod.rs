@@ -35,7 +35,7 @@ pub use change::{
     Scope,
 };
 pub use counters::{BOUNDS, Counted, Histogram};
-pub use history::{AuditRecord, DeliveryFilter, EndedJob, HandoverRecord, Oldest};
+pub use history::{AuditRecord, DeliveryFilter, EndedJob, HandoverRecord, Oldest, RemovedJob};
 pub use keys::{KnownKey, NewKey};
 pub use reader::{AttemptRecord, Course, Cursor, JobFilter, Kind, Page, Phase, QueuedJob, Token, UnsettledAttempt};
 

@@ -6,7 +6,8 @@ use super::OpenError;
 
 /// Every schema version in turn: the script at index `n` takes a file from version `n` to `n + 1`. A released script never
 /// changes; a new version is a new script.
-const MIGRATIONS: &[&str] = &[include_str!("schema/001.sql"), include_str!("schema/002.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema/001.sql"), include_str!("schema/002.sql"), include_str!("schema/003.sql")];
 
 /// Settings of every connection. FULL makes each commit an fsync of the write-ahead log (sqlite.org/pragma.html#synchronous):
 /// an answer that was given survives a loss of power.

@@ -217,6 +217,39 @@ async fn a_change_that_finds_another_state_is_refused() {
 }
 
 #[tokio::test]
+async fn a_job_is_removed_only_at_the_revision_for_which_that_is_meant() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let job = job("a");
+    let by = || "admin".to_owned();
+    let cancel = Change::Move {
+        job: job.id,
+        from: State::Queued,
+        to: State::Cancelled,
+        reason: None,
+        at: Time::now(),
+        by: by(),
+        action: "cancel",
+        deliveries: Vec::new(),
+    };
+    store.commit(vec![submit(&job), cancel]).await.expect("submit and cancel");
+    let remove = |revisions: &[u32]| {
+        store.commit(vec![Change::Remove {
+            job: job.id,
+            revisions: Some(revisions.to_vec()),
+            at: Time::now(),
+            by: by(),
+        }])
+    };
+    for others in [&[][..], &[job.revision + 1]] {
+        assert!(matches!(remove(others).await, Err(StoreError::Conflict(_))), "{others:?}");
+    }
+    assert!(store.job(job.id).await.expect("reads").is_some());
+    remove(&[job.revision + 1, job.revision]).await.expect("it is removed");
+    assert_eq!(store.job(job.id).await.expect("reads"), None);
+}
+
+#[tokio::test]
 async fn lists_are_filtered_and_paged() {
     let directory = tempfile::tempdir().expect("a directory");
     let store = open(directory.path());

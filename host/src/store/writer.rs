@@ -451,8 +451,9 @@ fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreE
             delivery_event(db, told, *at, "delivery.dead", delivery.0, Some(error))
         }
         Change::Plugin { kind, data, at } => event(db, told, *at, kind, None, data.clone()),
-        Change::Remove { job, at, by } => history::remove(db, *job, *at, by, told),
+        Change::Remove { job, revisions, at, by } => history::remove(db, *job, revisions.as_deref(), *at, by, told),
         Change::Forget { jobs } => history::forget(db, jobs).map(drop),
+        Change::FilesGone { jobs } => history::files_gone(db, jobs),
         Change::Collected { at, by } => audit(db, *at, by, "gc", None),
         Change::ForgetEvents { before, keys_before } => history::forget_events(db, *before, *keys_before),
         Change::Setting { key, value } => setting(db, key, value),

@@ -12,7 +12,7 @@ use super::super::{Api, State, wire};
 use super::{jobs, operate};
 use crate::queue::QueueError;
 use crate::retention;
-use crate::store::{Change, DeliveryStatus, EndedJob, StoreError};
+use crate::store::{Change, DeliveryStatus, StoreError};
 
 /// Removes a job that has ended, with its history and its logs. What it wrote into its own directory stays.
 pub(super) async fn remove(
@@ -25,36 +25,41 @@ pub(super) async fn remove(
     operate::may_change(&api, &caller, id).await?;
     let store = &api.service.store;
     let expected = operate::if_match(&headers);
-    let finished_at = removable(&api, id, expected.as_deref()).await?;
-    let launches = store.attempts(id).await?.into_iter().map(|attempt| attempt.launch).collect();
-    match store.commit(vec![Change::Remove { job: id, at: Time::now(), by: caller.name.to_string() }]).await {
+    removable(&api, id, expected.as_deref()).await?;
+    let (at, by) = (Time::now(), caller.name.to_string());
+    match store.commit(vec![Change::Remove { job: id, revisions: expected.clone(), at, by }]).await {
         Ok(()) => {}
-        // It was removed or retried in this very moment: the second look says which.
+        // It was removed, retried or changed in this very moment: the second look says which.
         Err(error @ StoreError::Conflict(_)) => {
             removable(&api, id, expected.as_deref()).await?;
             return Err(error.into());
         }
         Err(error) => return Err(error.into()),
     }
-    let (jobs_dir, ended) = (api.service.settings.jobs_dir(), EndedJob { id, finished_at, launches });
-    if let Err(error) = tokio::task::spawn_blocking(move || retention::remove_job(&jobs_dir, &ended)).await {
-        tracing::error!(%error, job = %id, "the files of a removed job are left");
+    let (store, jobs_dir) = (store.clone(), api.service.settings.jobs_dir());
+    // A task of its own: it goes on when the client has gone.
+    let files = tokio::spawn(async move { retention::remove_files(&store, jobs_dir, id).await });
+    match files.await {
+        Ok(Ok(())) => {}
+        // The job is removed all the same.
+        Ok(Err(error)) => tracing::warn!(%error, job = %id, "files of a removed job are left for the next start"),
+        Err(error) => tracing::error!(%error, job = %id, "files of a removed job are left for the next start"),
     }
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// When the job ended, if nothing keeps it from being removed.
-async fn removable(api: &Api, id: taxiway_job::JobId, expected: Option<&[u32]>) -> Result<Time, Refused> {
+/// Whether nothing keeps the job from being removed.
+async fn removable(api: &Api, id: taxiway_job::JobId, expected: Option<&[u32]>) -> Result<(), Refused> {
     let (job, _) = jobs::find(api, id).await?;
     if expected.is_some_and(|revisions| !revisions.contains(&job.revision)) {
         return Err(QueueError::Changed(id).into());
     }
-    let Some(finished_at) = job.finished_at.filter(|_| job.state.has_ended()) else {
+    if !job.state.has_ended() {
         return Err(QueueError::Illegal { id, state: job.state, verb: "remove" }.into());
-    };
+    }
     let deliveries = api.service.store.deliveries_of(id).await?;
     match deliveries.iter().find(|delivery| delivery.status == DeliveryStatus::Waiting) {
-        None => Ok(finished_at),
+        None => Ok(()),
         Some(waiting) => {
             let detail = format!(
                 "the plugin `{}` is yet to be told that job {id} is {}: the job can be removed once that is done or given up \

@@ -203,7 +203,8 @@ async fn a_retry_of_a_job_that_is_being_removed_finds_it_or_does_not() {
             for _ in 0..index {
                 service.queue.summary().await.expect("the owner lives");
             }
-            service.store.commit(vec![Change::Remove { job: job.id, at: Time::now(), by: "tester".into() }]).await
+            let (at, by) = (Time::now(), "tester".to_owned());
+            service.store.commit(vec![Change::Remove { job: job.id, revisions: None, at, by }]).await
         };
         let (retried, removed) = tokio::join!(service.queue.retry(job.id, "tester"), removed);
         match retried {
