@@ -270,6 +270,7 @@ fn hint(verb: &str, state: State) -> &'static str {
         ("release", state) if !state.has_ended() => "; only held jobs can be released",
         ("requeue", State::Held) => "; `release` puts it back into the line",
         ("retry", state) if !state.has_ended() => "; only a job that has ended can be retried",
+        ("remove", state) if !state.has_ended() => "; only a job that has ended can be removed, and `cancel` ends it",
         ("move", state) if !state.has_ended() => "; only queued jobs have a place in the line",
         ("retry", _) => "",
         (_, state) if state.has_ended() => "; it has ended, and `retry` begins another attempt",
