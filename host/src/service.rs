@@ -18,7 +18,7 @@ use crate::config::{DataDir, Settings, Startup};
 use crate::gpu::{self, Inventory, Looked, Released};
 use crate::outbox::{self, Outbox};
 use crate::plugin_events;
-use crate::queue::{self, Gpus, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
+use crate::queue::{self, Count, Gpus, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
 use crate::retention::Retention;
 use crate::store::{NewDelivery, Store};
 
@@ -94,8 +94,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         jobs_dir: settings.jobs_dir(),
         min_free_disk: settings.config.launcher.min_free_disk,
         hooks: Arc::new(Plugins { admission: admission.clone(), plugins: plugins.clone(), gpus: gpus.clone() }),
-        slots: slots(gpus.slots()),
-        without_slots: gpus.uncounted_at_start().map(ToString::to_string),
+        slots: slots(&gpus.slots()),
+        missing: gpus.missing(),
         gpus: Arc::new(gpus.clone()),
         faults: gpus.faults().context("somebody else listens to the GPUs")?,
         cpu_slots: settings.config.queue.cpu_slots as usize,
@@ -202,8 +202,9 @@ fn slots(slots: &[gpu::SlotGpu]) -> Vec<SlotGpu> {
 
 #[async_trait]
 impl Gpus for Inventory {
-    async fn count(&self) -> Result<Vec<SlotGpu>, String> {
-        self.count().await.map(slots).map_err(|error| error.to_string())
+    async fn count(&self) -> Count {
+        self.count().await;
+        Count { slots: slots(&self.slots()), missing: self.missing() }
     }
 
     async fn look(&self, uuids: &[String], ours: &[LaunchId], again: bool) -> Looked {

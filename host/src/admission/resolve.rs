@@ -198,18 +198,19 @@ fn check_gpus(spec: &JobSpec, gpus: &Inventory, problems: &mut Vec<Problem>) {
         problems.push(with_help(problem, "leave out `gpu_memory` and `gpu_uuids`, or set `gpus`"));
         return;
     }
-    let there = || match gpus.gpus() {
+    let gpus = gpus.gpus();
+    let there = || match &gpus[..] {
         [] => "this server has no GPUs, only virtual slots".to_owned(),
         gpus => format!("this server has {}", gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>().join(", ")),
     };
-    let is_unknown = |uuid: &&String| !gpus.gpus().iter().any(|gpu| gpu.uuid == **uuid);
+    let is_unknown = |uuid: &&String| !gpus.iter().any(|gpu| gpu.uuid == **uuid);
     let unknown: Vec<&str> = terms.gpu_uuids.iter().filter(is_unknown).map(String::as_str).collect();
     if !unknown.is_empty() {
         let message = format!("`gpu_uuids` names {}, which the queue does not have", unknown.join(", "));
         problems.push(with_help(error("unknown-gpu", message), there()));
         return;
     }
-    let fit = gpus.gpus().iter().filter(|gpu| terms.allow_gpu(&gpu.uuid, gpu.memory_total_bytes)).count();
+    let fit = gpus.iter().filter(|gpu| terms.allow_gpu(&gpu.uuid, gpu.memory_total_bytes)).count();
     if fit < spec.gpus as usize && spec.gpus <= slots {
         let message = format!(
             "the job asks for {} GPUs and {fit} of this server fit its `gpu_memory` and `gpu_uuids`",

@@ -23,7 +23,7 @@ mod telemetry;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -38,7 +38,7 @@ pub use look::{Look, Looked};
 pub use not_free::NotFree;
 use nvml::Readings;
 pub use nvml::{Gpu, ReadError};
-pub use open::{OpenError, Uncounted};
+pub use open::OpenError;
 use reader::Reader;
 pub use series::Sample;
 pub use status::{Process, Status};
@@ -116,10 +116,8 @@ impl std::fmt::Display for SlotGpu {
 pub struct Inventory(Arc<Inner>);
 
 struct Inner {
-    /// None while NVML is installed and does not work: nobody knows what there is.
-    counted: OnceLock<Counted>,
-    /// Why they could not be counted at the start.
-    uncounted: Option<Uncounted>,
+    /// What there is. Once counted, a GPU stays.
+    counted: RwLock<Arc<Counted>>,
     /// `gpu.use`
     only: Vec<String>,
     reader: Option<Reader>,
@@ -135,41 +133,60 @@ struct Inner {
 }
 
 /// What there is.
+#[derive(Default)]
 struct Counted {
     slots: Vec<SlotGpu>,
     /// The usable GPUs as they were when they were counted.
     gpus: Vec<Gpu>,
+    missing: Vec<Missing>,
+}
+
+impl Counted {
+    fn gpu(&self, uuid: &str) -> Option<&Gpu> {
+        self.gpus.iter().find(|gpu| gpu.uuid == uuid)
+    }
+}
+
+/// A GPU that is there and cannot be read, so that nobody knows what slots it makes; or all of them, while NVML does not work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What people call it; none for all of them.
+    pub label: Option<String>,
+    /// NVML's index of it.
+    index: Option<u32>,
+    /// Why it cannot be read: a sentence.
+    pub why: String,
 }
 
 impl Inventory {
-    /// The slots that jobs can hold; none while they are not counted.
+    /// The slots that jobs can hold, without those of GPUs that are missing.
     #[must_use]
-    pub fn slots(&self) -> &[SlotGpu] {
-        self.0.counted.get().map_or(&[], |counted| &counted.slots)
+    pub fn slots(&self) -> Vec<SlotGpu> {
+        self.0.counted().slots.clone()
     }
 
     /// How many GPUs a job can ask for.
     #[must_use]
     pub fn slot_count(&self) -> u32 {
-        u32::try_from(self.slots().len()).unwrap_or(u32::MAX)
+        u32::try_from(self.0.counted().slots.len()).unwrap_or(u32::MAX)
     }
 
     /// The usable GPUs as they were when they were counted; empty where slots are virtual.
     #[must_use]
-    pub fn gpus(&self) -> &[Gpu] {
-        self.0.gpus()
+    pub fn gpus(&self) -> Vec<Gpu> {
+        self.0.counted().gpus.clone()
     }
 
-    /// Why the GPUs could not be counted at the start.
+    /// What is there and not counted yet ([`Inventory::count`]).
     #[must_use]
-    pub fn uncounted_at_start(&self) -> Option<&Uncounted> {
-        self.0.uncounted.as_ref()
+    pub fn missing(&self) -> Vec<Missing> {
+        self.0.counted().missing.clone()
     }
 
-    /// Whether it is known what there is.
+    /// Whether it is known all that there is.
     #[must_use]
     pub fn are_counted(&self) -> bool {
-        self.0.counted.get().is_some()
+        self.0.counted().missing.is_empty()
     }
 
     /// What sampling finds wrong with GPUs, as it finds it. Only once: whoever asks first gets it.
@@ -185,7 +202,8 @@ impl Inventory {
     /// When NVML cannot say. Then nothing may be started on them.
     pub async fn views(&self, uuids: &[String]) -> Result<Vec<GpuView>, NotFree> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
-        let gpus: Vec<Gpu> = self.0.gpus().iter().filter(|gpu| uuids.contains(&gpu.uuid)).cloned().collect();
+        let counted = self.0.counted();
+        let gpus: Vec<Gpu> = counted.gpus.iter().filter(|gpu| uuids.contains(&gpu.uuid)).cloned().collect();
         let inner = self.0.clone();
         reader.ask(move |readings| gpus.into_iter().map(|gpu| inner.view(readings, gpu)).collect()).await
     }
@@ -193,7 +211,8 @@ impl Inventory {
     /// All usable GPUs as plugins see them at submission, at most a second old. Where NVML cannot say, free memory is that of
     /// the start: a submission is not refused for it.
     pub async fn views_at_submit(&self) -> Arc<[GpuView]> {
-        if self.0.gpus().is_empty() {
+        let counted = self.0.counted();
+        if counted.gpus.is_empty() {
             return Arc::new([]);
         }
         let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -202,7 +221,7 @@ impl Inventory {
         {
             return views;
         }
-        let uuids: Vec<String> = self.0.gpus().iter().map(|gpu| gpu.uuid.clone()).collect();
+        let uuids: Vec<String> = counted.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         match self.views(&uuids).await {
             Ok(views) => {
                 let views: Arc<[GpuView]> = views.into();
@@ -211,7 +230,7 @@ impl Inventory {
             }
             Err(error) => {
                 tracing::warn!(%error, "submissions are judged by the GPUs as they were at the start");
-                self.0.gpus().iter().map(|gpu| view(gpu.clone(), gpu.memory_free_bytes)).collect()
+                counted.gpus.iter().map(|gpu| view(gpu.clone(), gpu.memory_free_bytes)).collect()
             }
         }
     }
@@ -233,12 +252,9 @@ impl Inventory {
 }
 
 impl Inner {
-    fn gpus(&self) -> &[Gpu] {
-        self.counted.get().map_or(&[], |counted| &counted.gpus)
-    }
-
-    fn gpu(&self, uuid: &str) -> Option<&Gpu> {
-        self.gpus().iter().find(|gpu| gpu.uuid == uuid)
+    /// What there is at this moment.
+    fn counted(&self) -> Arc<Counted> {
+        self.counted.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The launch's own directory, in which its log is.
@@ -257,7 +273,8 @@ impl Inner {
 
     fn look(&self, readings: &dyn Readings, uuids: &[String], ours: &[LaunchId]) -> Looked {
         let mut looked = Looked { gpus: Vec::new(), faults: self.telemetry.note(self, readings.faults()) };
-        for gpu in uuids.iter().filter_map(|uuid| self.gpu(uuid)) {
+        let counted = self.counted();
+        for gpu in uuids.iter().filter_map(|uuid| counted.gpu(uuid)) {
             let read = Reading::of(readings, gpu).and_then(|reading| {
                 // Where the account of the job that is about to start begins.
                 self.telemetry.energy(&gpu.uuid, readings.counters(&gpu.uuid)?.energy_millijoules);
@@ -275,8 +292,9 @@ impl Inner {
 
     /// A look that found nothing out.
     fn unread(&self, uuids: &[String], error: &ReadError) -> Looked {
+        let counted = self.counted();
         let unread = |gpu: &Gpu| Look { uuid: gpu.uuid.clone(), state: Err(NotFree::unread(gpu, error.clone())) };
-        let gpus = uuids.iter().filter_map(|uuid| self.gpu(uuid)).map(unread).collect();
+        let gpus = uuids.iter().filter_map(|uuid| counted.gpu(uuid)).map(unread).collect();
         let looked = Looked { gpus, faults: Vec::new() };
         self.remember_trouble(&looked);
         looked

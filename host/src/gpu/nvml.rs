@@ -122,10 +122,27 @@ impl From<NvmlError> for ReadError {
     }
 }
 
+/// The GPUs that NVML lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// In the order of their indexes; of one that is cut (MIG), its instances in its place.
+    pub gpus: Vec<Gpu>,
+    /// Those that cannot be read.
+    pub unread: Vec<Unread>,
+}
+
+/// A GPU that NVML lists and that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unread {
+    /// NVML's index of it.
+    pub index: u32,
+    pub error: ReadError,
+}
+
 /// What can be read of the machine's GPUs. A call may block.
 pub(super) trait Readings {
-    /// All GPUs, in the order of their indexes; of one that is cut (MIG), its instances in its place.
-    fn gpus(&self) -> Result<Vec<Gpu>, ReadError>;
+    /// All GPUs.
+    fn gpus(&self) -> Result<Found, ReadError>;
     /// How much memory a GPU has free.
     fn memory(&self, uuid: &str) -> Result<Memory, ReadError>;
     /// Who computes on it.
@@ -267,22 +284,22 @@ fn metered<T>(read: Result<T, NvmlError>) -> Result<Option<T>, ReadError> {
 }
 
 impl Readings for Session<'_> {
-    fn gpus(&self) -> Result<Vec<Gpu>, ReadError> {
+    fn gpus(&self) -> Result<Found, ReadError> {
         let driver_version = self.nvml.sys_driver_version()?;
         let count = self.nvml.device_count()?;
-        let mut gpus = Vec::new();
+        let mut found = Found::default();
         for index in 0..count {
             match self.gpu(index, &driver_version) {
-                Ok(mut found) => gpus.append(&mut found),
+                Ok(mut gpus) => found.gpus.append(&mut gpus),
                 // One broken GPU must not take the others with it.
-                Err(error) => tracing::warn!(index, %error, "a GPU cannot be read and is not used"),
+                Err(error) => found.unread.push(Unread { index, error: error.into() }),
             }
         }
-        if count > 0 && gpus.is_empty() {
+        if count > 0 && found.gpus.is_empty() {
             // Not the same as none: nothing may run here as if there were no GPU.
             return Err(ReadError::Nvml(format!("it lists {count} GPUs, and none of them can be used")));
         }
-        Ok(gpus)
+        Ok(found)
     }
 
     fn memory(&self, uuid: &str) -> Result<Memory, ReadError> {

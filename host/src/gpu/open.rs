@@ -1,17 +1,17 @@
-//! Counting the GPUs: at the start, and again and again where NVML is installed and does not work.
+//! Counting the GPUs: at the start, and again and again where NVML is installed and does not work, or cannot read some of them.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::look::Conditions;
-use super::nvml::{Gpu, Library, ReadError, Source};
+use super::nvml::{Found, Library, ReadError, Source, Unread};
 use super::process::Processes;
 use super::reader::{self, Reader};
 use super::select;
 use super::telemetry::Telemetry;
-use super::{Counted, Inner, Inventory, Settings, SlotGpu};
+use super::{Counted, Inner, Inventory, Missing, Settings, SlotGpu};
 
 /// How long NVML may take to begin: without persistence mode each GPU is initialised first, which takes seconds.
 const OPENING_PATIENCE: Duration = Duration::from_secs(30);
@@ -39,21 +39,21 @@ impl Inventory {
                 Some(library) => return Err(OpenError::Library { path: library, source: error }),
                 None => {
                     tracing::debug!(%error, "no NVML on this machine");
-                    Vec::new()
+                    Found::default()
                 }
             },
             // The driver is not loaded, or was updated under a running kernel, most often.
             Err(error) if settings.slots.is_none() => {
                 let why = Uncounted::Nvml(error);
                 tracing::error!("{why}");
-                return Ok(Self::assembled(settings, Err(why), Some(reader)));
+                return Ok(Self::assembled(settings, Counted::nothing(&why), Some(reader)));
             }
             Err(error) => {
                 tracing::warn!(%error, "NVML is installed and does not work; gpu.slots says how many jobs may run all the same");
-                Vec::new()
+                Found::default()
             }
         };
-        if found.is_empty() {
+        if found.gpus.is_empty() {
             return Self::without_gpus(settings);
         }
         if settings.slots.is_some() {
@@ -61,8 +61,10 @@ impl Inventory {
                 "gpu.slots is for machines without GPUs and is not used here; gpu.use says which GPUs to use"
             );
         }
-        let gpus = select::selected(found, &settings.only)?;
-        Ok(Self::assembled(settings, Ok(Counted::of(gpus)), Some(reader)))
+        let counted = Counted::of(found, &settings.only)?;
+        counted.gpus.iter().for_each(|gpu| tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU"));
+        counted.missing.iter().for_each(|missing| tracing::warn!("{}", missing.why));
+        Ok(Self::assembled(settings, counted, Some(reader)))
     }
 
     /// A machine with virtual slots.
@@ -71,18 +73,13 @@ impl Inventory {
             return Err(OpenError::NoGpus { asked: settings.only.join(", ") });
         }
         let slots = (0..settings.slots.unwrap_or(1)).map(|index| SlotGpu::Virtual { index }).collect();
-        Ok(Self::assembled(settings, Ok(Counted { slots, gpus: Vec::new() }), None))
+        Ok(Self::assembled(settings, Counted { slots, ..Counted::default() }, None))
     }
 
-    fn assembled(settings: Settings, counted: Result<Counted, Uncounted>, reader: Option<Reader>) -> Self {
+    fn assembled(settings: Settings, counted: Counted, reader: Option<Reader>) -> Self {
         let (telemetry, faults) = Telemetry::new();
-        let (counted, uncounted) = match counted {
-            Ok(counted) => (OnceLock::from(counted), None),
-            Err(why) => (OnceLock::new(), Some(why)),
-        };
         Self(Arc::new(Inner {
-            counted,
-            uncounted,
+            counted: RwLock::new(Arc::new(counted)),
             only: settings.only,
             reader,
             conditions: Conditions {
@@ -98,37 +95,73 @@ impl Inventory {
         }))
     }
 
-    /// The slots, counted now in a new session with NVML where they could not be before.
-    ///
-    /// # Errors
-    /// When they still cannot be.
-    pub async fn count(&self) -> Result<&[SlotGpu], Uncounted> {
-        if let (None, Some(reader)) = (self.0.counted.get(), &self.0.reader) {
-            reader.begin_anew();
-            let found = reader.ask_for(OPENING_PATIENCE, |readings| readings.gpus()).await.map_err(Uncounted::Nvml)?;
-            if found.is_empty() {
-                // GPUs may have been there a moment ago: nothing runs without them by itself.
-                return Err(Uncounted::Empty);
-            }
-            let gpus = select::selected(found, &self.0.only).map_err(|error| Uncounted::Use(error.to_string()))?;
-            self.0.counted.get_or_init(|| Counted::of(gpus));
-        }
-        Ok(self.slots())
+    /// Counts the GPUs once more, in a new session with NVML, if any are missing. Those that are known already stay what they are.
+    pub async fn count(&self) {
+        let before = self.0.counted();
+        let Some(reader) = self.0.reader.as_ref().filter(|_| !before.missing.is_empty()) else { return };
+        reader.begin_anew();
+        let counted = match reader.ask_for(OPENING_PATIENCE, |readings| readings.gpus()).await {
+            // GPUs may have been there a moment ago: nothing runs without them by itself.
+            Ok(found) if found.gpus.is_empty() => Err(Uncounted::Empty),
+            Ok(found) => Counted::of(found, &self.0.only).map_err(|error| Uncounted::Use(error.to_string())),
+            Err(error) => Err(Uncounted::Nvml(error)),
+        };
+        let now = match counted {
+            Ok(counted) => before.with(counted),
+            Err(why) if before.slots.is_empty() => Counted::nothing(&why),
+            // What was missing is so still, and of the others a look will tell.
+            Err(_) => return,
+        };
+        *self.0.counted.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
     }
 }
 
 impl Counted {
-    fn of(gpus: Vec<Gpu>) -> Self {
-        for gpu in &gpus {
-            tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU");
+    fn of(found: Found, only: &[String]) -> Result<Self, OpenError> {
+        let Found { gpus: found, unread } = found;
+        let missing: Vec<Missing> =
+            unread.iter().filter(|unread| select::may_mean(only, unread.index, &found)).map(Missing::unread).collect();
+        let gpus = match select::selected(found, only) {
+            // The one that is meant is among those that cannot be read.
+            Err(OpenError::UnknownGpus { .. }) if !missing.is_empty() => Vec::new(),
+            selected => selected?,
+        };
+        Ok(Self { slots: gpus.iter().map(|gpu| SlotGpu::Gpu(Box::new(gpu.clone()))).collect(), gpus, missing })
+    }
+
+    /// Nobody knows what there is.
+    fn nothing(why: &Uncounted) -> Self {
+        Self { missing: vec![Missing { label: None, index: None, why: why.to_string() }], ..Self::default() }
+    }
+
+    /// These, and after them those that are found now and were not known.
+    fn with(&self, found: Self) -> Self {
+        let (mut slots, mut gpus) = (self.slots.clone(), self.gpus.clone());
+        for gpu in found.gpus.into_iter().filter(|gpu| self.gpu(&gpu.uuid).is_none()) {
+            tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU that could not be read before");
+            slots.push(SlotGpu::Gpu(Box::new(gpu.clone())));
+            gpus.push(gpu);
         }
-        Self { slots: gpus.iter().map(|gpu| SlotGpu::Gpu(Box::new(gpu.clone()))).collect(), gpus }
+        // One that is known and cannot be read just now is not missing: a look tells what is the matter with it.
+        let is_known = |missing: &Missing| gpus.iter().any(|gpu| Some(gpu.index) == missing.index);
+        let missing = found.missing.into_iter().filter(|missing| !is_known(missing)).collect();
+        Self { slots, gpus, missing }
+    }
+}
+
+impl Missing {
+    fn unread(Unread { index, error }: &Unread) -> Self {
+        let label = format!("GPU {index}");
+        let why = format!(
+            "NVML lists {label} and cannot read it ({error}), so that nothing runs there; it is asked again while a job waits (check `nvidia-smi`)"
+        );
+        Self { label: Some(label), index: Some(*index), why }
     }
 }
 
 /// Why nobody knows which GPUs there are. Nothing that needs one starts meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Uncounted {
+enum Uncounted {
     /// NVML is installed and does not work.
     #[error(
         "NVML is installed here and does not work ({0}); it is asked again until it does (check `nvidia-smi`), and gpu.slots = 1 has jobs run without GPUs"

@@ -116,7 +116,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::super::fault::Fault;
-    use super::super::nvml::{ComputeProcess, Counters, Gpu, Memory, Sensors};
+    use super::super::nvml::{ComputeProcess, Counters, Found, Memory, Sensors};
     use super::*;
 
     /// A driver that says when it is asked and answers when it is let go.
@@ -126,8 +126,8 @@ mod tests {
     }
 
     impl Readings for Hanging {
-        fn gpus(&self) -> Result<Vec<Gpu>, ReadError> {
-            Ok(Vec::new())
+        fn gpus(&self) -> Result<Found, ReadError> {
+            Ok(Found::default())
         }
 
         fn memory(&self, _: &str) -> Result<Memory, ReadError> {
@@ -203,7 +203,7 @@ mod tests {
         let ask = |readings: &dyn Readings| readings.gpus();
         assert_eq!(reader.ask(ask).await, Err(ReadError::Absent("no driver".into())));
         reader.begin_anew();
-        assert_eq!(reader.ask(ask).await, Ok(Vec::new()));
+        assert_eq!(reader.ask(ask).await, Ok(Found::default()));
         reader.begin_anew();
         assert!(reader.ask(ask).await.is_err());
     }

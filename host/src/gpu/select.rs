@@ -30,6 +30,19 @@ pub(super) fn selected(found: Vec<Gpu>, only: &[String]) -> Result<Vec<Gpu>, Ope
     Ok(found.into_iter().zip(chosen).filter_map(|(gpu, chosen)| chosen.then_some(gpu)).collect())
 }
 
+/// Whether `only` may mean a GPU of which nothing but its index is known: by this index, or by a UUID that none of those has that
+/// were found.
+pub(super) fn may_mean(only: &[String], index: u32, found: &[Gpu]) -> bool {
+    let may_name = |name: &String| {
+        let number = name.split_once(':').map_or(name.as_str(), |(index, _)| index);
+        match number.parse::<u32>() {
+            Ok(number) => number == index,
+            Err(_) => !found.iter().any(|gpu| fits(gpu, name)),
+        }
+    };
+    only.is_empty() || only.iter().any(may_name)
+}
+
 /// A name is an index (`0`), for an instance also with its own (`0:1`), or the beginning of a UUID: the GPU's, or an instance's.
 fn fits(gpu: &Gpu, name: &str) -> bool {
     if let Ok(index) = name.parse::<u32>() {

@@ -43,9 +43,11 @@ impl Inventory {
         let inner = self.0.clone();
         let asked = reader.ask(move |readings| {
             let each = |gpu: &Gpu| (gpu.clone(), inner.status(readings, gpu));
-            Ok::<_, ReadError>(inner.gpus().iter().map(each).collect())
+            Ok::<_, ReadError>(inner.counted().gpus.iter().map(each).collect())
         });
-        asked.await.unwrap_or_else(|error| self.0.gpus().iter().map(|gpu| (gpu.clone(), Err(error.clone()))).collect())
+        asked
+            .await
+            .unwrap_or_else(|error| self.0.counted().gpus.iter().map(|gpu| (gpu.clone(), Err(error.clone()))).collect())
     }
 }
 

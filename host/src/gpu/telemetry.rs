@@ -118,10 +118,11 @@ impl Telemetry {
     /// Adds faults to the accounts of the launches whose GPUs have them. Returns those that concern GPUs themselves, and those
     /// that nobody was told of before.
     pub(super) fn note(&self, inner: &Inner, faults: Vec<Fault>) -> Vec<Fault> {
+        let counted = inner.counted();
         let mut state = self.lock();
         let of_gpus: Vec<Fault> = faults.into_iter().filter(Fault::is_of_the_gpu).collect();
         for fault in &of_gpus {
-            let concerns = |uuid: &str| inner.gpu(uuid).is_some_and(|gpu| gpu.is_part_of(&fault.uuid));
+            let concerns = |uuid: &str| counted.gpu(uuid).is_some_and(|gpu| gpu.is_part_of(&fault.uuid));
             for held in state.held.values_mut().filter(|held| held.account.uuids().any(concerns)) {
                 held.account.note(fault);
             }
@@ -180,7 +181,7 @@ impl Inventory {
     /// The latest samples of a GPU, taken while jobs held it. None when there is no such GPU.
     #[must_use]
     pub fn recent(&self, uuid: &str) -> Option<Vec<Sample>> {
-        self.0.gpu(uuid)?;
+        self.0.counted().gpu(uuid)?;
         Some(self.0.telemetry.lock().recent.get(uuid).map(Recent::points).unwrap_or_default())
     }
 
@@ -249,8 +250,9 @@ impl Inner {
         };
         let mut metered: HashMap<(LaunchId, String), Metered> = HashMap::new();
         let mut faults = readings.faults();
+        let counted = self.counted();
         for (uuid, launch) in held {
-            let Some(gpu) = self.gpu(&uuid) else { continue };
+            let Some(gpu) = counted.gpu(&uuid) else { continue };
             let read = Reading::of(readings, gpu)
                 .and_then(|reading| self.conditions.metered(readings, gpu, &reading, Some(launch), true));
             match read {
@@ -304,10 +306,11 @@ impl Inner {
 
     /// Those faults that no account knows of yet, noted, and those that nobody was told of before.
     fn newly(&self, faults: Vec<Fault>) -> Vec<Fault> {
+        let counted = self.counted();
         let mut state = self.telemetry.lock();
         let mut new = Vec::new();
         for fault in faults.into_iter().filter(Fault::is_of_the_gpu) {
-            let concerns = |uuid: &str| self.gpu(uuid).is_some_and(|gpu| gpu.is_part_of(&fault.uuid));
+            let concerns = |uuid: &str| counted.gpu(uuid).is_some_and(|gpu| gpu.is_part_of(&fault.uuid));
             let mut known = false;
             for held in state.held.values_mut().filter(|held| held.account.uuids().any(concerns)) {
                 known |= !held.account.note(&fault);
@@ -324,8 +327,9 @@ impl Inner {
         let faults = self.telemetry.note(self, readings.faults());
         let mut looked = Looked { gpus: Vec::new(), faults };
         let mut metered: HashMap<&str, Metered> = HashMap::new();
+        let counted = self.counted();
         for uuid in uuids {
-            let Some(gpu) = self.gpu(uuid) else { continue };
+            let Some(gpu) = counted.gpu(uuid) else { continue };
             let read = Reading::of(readings, gpu).and_then(|reading| {
                 metered.insert(uuid, self.conditions.metered(readings, gpu, &reading, None, false)?);
                 Ok(reading)

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use super::nvml::{ComputeProcess, Counters, Memory, Sensors, Source};
+use super::nvml::{ComputeProcess, Counters, Found, Memory, Sensors, Source, Unread};
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -8,6 +8,8 @@ const GIB: u64 = 1 << 30;
 #[derive(Clone, Default)]
 struct FakeReadings {
     gpus: Vec<Gpu>,
+    /// Indexes of GPUs that cannot be read.
+    unreadable: Arc<Mutex<Vec<u32>>>,
     processes: Arc<Mutex<Vec<(String, ComputeProcess)>>>,
     lost: Arc<Mutex<bool>>,
     counters: Arc<Mutex<Counters>>,
@@ -21,8 +23,16 @@ impl FakeReadings {
 }
 
 impl Readings for FakeReadings {
-    fn gpus(&self) -> Result<Vec<Gpu>, ReadError> {
-        Ok(self.gpus.clone())
+    fn gpus(&self) -> Result<Found, ReadError> {
+        let unreadable = self.unreadable.lock().unwrap();
+        let mut found = Found::default();
+        for gpu in self.gpus.iter().cloned() {
+            match unreadable.contains(&gpu.index) {
+                true => found.unread.push(Unread { index: gpu.index, error: ReadError::Nvml("uninitialized".into()) }),
+                false => found.gpus.push(gpu),
+            }
+        }
+        Ok(found)
     }
 
     fn memory(&self, uuid: &str) -> Result<Memory, ReadError> {
@@ -130,11 +140,11 @@ async fn gpus_that_cannot_be_counted_are_not_taken_for_none_and_are_counted_once
     let nvml = mismatched(two_gpus());
     let inventory = Inventory::with_source(settings(&["1"]), nvml.clone()).await.unwrap();
     assert_eq!((inventory.slot_count(), inventory.are_counted()), (0, false));
-    assert!(inventory.uncounted_at_start().is_some_and(|why| why.to_string().contains("version mismatch")));
-    assert!(inventory.count().await.is_err());
+    assert!(inventory.missing()[0].why.contains("version mismatch"));
+    inventory.count().await;
+    assert!(!inventory.are_counted());
     *nvml.mended.lock().unwrap() = true;
-    let slots = inventory.count().await.expect("it works by now");
-    assert_eq!(slots.iter().filter_map(SlotGpu::uuid).collect::<Vec<_>>(), ["GPU-aabb-2"]);
+    inventory.count().await;
     assert_eq!((uuids(&inventory), inventory.are_counted()), (vec!["GPU-aabb-2".to_owned()], true));
     assert_eq!(in_the_way(&inventory, &uuids(&inventory), &[]).await, [None]);
 }
@@ -152,9 +162,51 @@ async fn an_nvml_that_works_late_and_shows_no_gpu_or_another_one_is_not_taken_fo
         let nvml = mismatched(then);
         let inventory = Inventory::with_source(only, nvml.clone()).await.unwrap();
         *nvml.mended.lock().unwrap() = true;
-        assert!(inventory.count().await.is_err());
-        assert!(!inventory.are_counted());
+        inventory.count().await;
+        assert_eq!((inventory.slots(), inventory.are_counted()), (Vec::new(), false));
     }
+}
+
+/// What people call the GPUs that are missing.
+fn missing(inventory: &Inventory) -> Vec<String> {
+    inventory.missing().into_iter().filter_map(|missing| missing.label).collect()
+}
+
+#[tokio::test]
+async fn a_gpu_that_cannot_be_read_at_the_start_is_missed_and_comes_after_the_others_once_it_can_be() {
+    let readings = two_gpus();
+    readings.unreadable.lock().unwrap().push(0);
+    let inventory = inventory(settings(&[]), &readings).await;
+    assert_eq!((uuids(&inventory), missing(&inventory)), (vec!["GPU-aabb-2".into()], vec!["GPU 0".to_owned()]));
+    assert!(!inventory.are_counted() && inventory.missing()[0].why.contains("uninitialized"));
+    // One that is known and cannot be read just now is not missing.
+    readings.unreadable.lock().unwrap().push(1);
+    inventory.count().await;
+    assert_eq!((uuids(&inventory), missing(&inventory)), (vec!["GPU-aabb-2".into()], vec!["GPU 0".to_owned()]));
+    readings.unreadable.lock().unwrap().clear();
+    inventory.count().await;
+    assert_eq!((uuids(&inventory), inventory.are_counted()), (vec!["GPU-aabb-2".into(), "GPU-aaaa-1".into()], true));
+    assert_eq!(in_the_way(&inventory, &uuids(&inventory), &[]).await, [None, None]);
+}
+
+#[tokio::test]
+async fn a_gpu_that_cannot_be_read_is_missed_only_where_the_queue_may_use_it() {
+    let readings = two_gpus();
+    readings.unreadable.lock().unwrap().push(0);
+    for (only, missed) in [
+        (&["1"][..], &[][..]),
+        (&["GPU-aabb"], &[]),
+        (&["0", "1"], &["GPU 0"]),
+        (&["0:1", "1"], &["GPU 0"]),
+        (&["GPU-aabb", "GPU-aaaa"], &["GPU 0"]),
+        (&["0"], &["GPU 0"]),
+    ] {
+        let inventory = inventory(settings(only), &readings).await;
+        assert_eq!(missing(&inventory), missed, "{only:?}");
+        assert_eq!(inventory.slot_count(), u32::from(only != ["0"]), "{only:?}");
+    }
+    let nobody_s = Inventory::with_source(settings(&["7"]), readings).await;
+    assert!(matches!(nobody_s, Err(OpenError::UnknownGpus { .. })));
 }
 
 #[tokio::test]

@@ -12,10 +12,10 @@ use taxiway_job::{Condition, Failure, FailureClass, Job, JobId, LaunchId, Reason
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::count::Quarantined;
+use super::count::{Count, Quarantined};
 use super::handle::{Mode, QueueError};
 use super::owner::{Done, Owner};
-use super::slots::{SlotGpu, SlotId};
+use super::slots::SlotId;
 use crate::gpu::{Fault, Look, Looked, Measured, NotFree, Released, Trouble};
 use crate::store::{Change, StoreError};
 
@@ -32,11 +32,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 /// What the queue needs of GPUs.
 #[async_trait]
 pub trait Gpus: Send + Sync {
-    /// Counts the GPUs that could not be counted at the start.
-    ///
-    /// # Errors
-    /// Why they still cannot be, for people.
-    async fn count(&self) -> Result<Vec<SlotGpu>, String>;
+    /// Counts the GPUs once more, some of which could not be read.
+    async fn count(&self) -> Count;
 
     /// Looks whether a job may start on these GPUs, beside the launches in `ours`, which go on. `again`: the last look found
     /// something in the way.
@@ -176,18 +173,17 @@ impl Owner {
     /// Takes over the quarantine that the previous service left. A reboot mends: whatever is broken still will show again.
     pub(super) async fn load_quarantine(&mut self) -> Result<(), StoreError> {
         let quarantined = self.store.quarantined_gpus().await?;
-        match &mut self.uncounted {
-            Some(uncounted) => uncounted.quarantined = quarantined,
-            None => self.take_over_quarantine(quarantined),
-        }
+        self.take_over_quarantine(quarantined);
         Ok(())
     }
 
     pub(super) fn take_over_quarantine(&mut self, quarantined: Vec<Quarantined>) {
         for (uuid, trouble, boot_id) in quarantined {
             let same_boot = boot_id == self.boot_id;
-            match self.slots.find_mut(&uuid) {
-                Some(slot) if same_boot && trouble != Trouble::Gone => slot.quarantine = Some(trouble),
+            match (self.slots.find_mut(&uuid), &mut self.uncounted) {
+                (Some(slot), _) if same_boot && trouble != Trouble::Gone => slot.quarantine = Some(trouble),
+                // It may be one of those that are missing.
+                (None, Some(uncounted)) => uncounted.quarantined.push((uuid, trouble, boot_id)),
                 // NVML knows it again, or it was taken out of the machine.
                 _ => self.owed.push(Change::Mended { uuid, at: Time::now(), by: None }),
             }
@@ -331,7 +327,17 @@ impl Owner {
                 reason: quarantine.or(obstacle),
             }
         };
-        self.slots.iter().map(standing).collect()
+        let missing = self.uncounted.iter().flat_map(|uncounted| &uncounted.missing);
+        let unread = missing.filter_map(|missing| {
+            Some(SlotStanding {
+                uuid: None,
+                label: missing.label.clone()?,
+                state: SlotState::Blocked,
+                job: None,
+                reason: Some(Reason::new("gpu_unreadable", missing.why.clone())),
+            })
+        });
+        self.slots.iter().map(standing).chain(unread).collect()
     }
 }
 

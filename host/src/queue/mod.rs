@@ -31,6 +31,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use count::Count;
 pub use gpus::{Gpus, SlotStanding, SlotState};
 pub use handle::{Holder, Mode, Outlook, Queue, QueueError, Standing, Submission, Summary};
 pub use owner::{Hooks, LaunchVerdict, Options, StartError, start};

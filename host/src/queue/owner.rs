@@ -19,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::alarm::Alarm;
 use super::arm::Armed;
-use super::count::Uncounted;
+use super::count::{Count, Uncounted};
 use super::gpus::{Gpus, Watch};
 use super::handle::{
     Command, Mode, Operation, Queue, QueueError, Standing, Submission, Summary, Verb, WAITING_COMMANDS,
 };
 use super::pause::Pauses;
 use super::slots::{SlotGpu, Slots, Taken};
-use crate::gpu::{Fault, Looked, Measured, Released};
+use crate::gpu::{Fault, Looked, Measured, Missing, Released};
 use crate::store::{Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
 
 /// What the queue needs of plugins.
@@ -77,8 +77,8 @@ pub struct Options {
     pub min_free_disk: u64,
     /// The slots: GPUs, or virtual ones.
     pub slots: Vec<SlotGpu>,
-    /// Why there is none yet, when GPUs cannot be counted: that is tried again.
-    pub without_slots: Option<String>,
+    /// GPUs that are there and cannot be read: they are counted again.
+    pub missing: Vec<Missing>,
     /// Who looks at GPUs.
     pub gpus: Arc<dyn Gpus>,
     /// What is found wrong with GPUs while launches hold them.
@@ -107,7 +107,7 @@ pub async fn start(options: Options) -> Result<Queue, StartError> {
         boot_id,
         hooks,
         slots,
-        without_slots,
+        missing,
         gpus,
         faults,
         cpu_slots,
@@ -123,7 +123,7 @@ pub async fn start(options: Options) -> Result<Queue, StartError> {
         reranking: false,
         to_rerank: VecDeque::new(),
         slots: Slots::new(slots, cpu_slots),
-        uncounted: without_slots.map(Uncounted::new),
+        uncounted: Uncounted::of(missing),
         watch: Watch::default(),
         gpus,
         armed: Vec::new(),
@@ -181,7 +181,7 @@ pub(super) struct Owner {
     /// Operations that wait to choose theirs.
     pub(super) to_rerank: VecDeque<Reranking>,
     pub(super) slots: Slots,
-    /// Why there is none, while GPUs cannot be counted.
+    /// What is missing among them, while some GPUs cannot be counted.
     pub(super) uncounted: Option<Uncounted>,
     /// When slots are looked at again that somebody waits for.
     pub(super) watch: Watch,
@@ -309,8 +309,8 @@ pub(super) enum Done {
     LookedBeforeStart { launch: LaunchId, looked: Looked },
     /// Slots that somebody waits for were looked at.
     LookedAgain { looked: Looked },
-    /// The GPUs were counted, which could not be at the start, or not.
-    Counted { counted: Result<Vec<SlotGpu>, String> },
+    /// The GPUs were counted once more.
+    Counted { count: Count },
     /// The GPUs of a launch that is over were read.
     Released { launch: LaunchId, ending: super::run::Ending, released: Released, took: Duration },
     /// The end of a quarantine was stored.
@@ -503,7 +503,7 @@ impl Owner {
             Done::Refused { job, to, next, result } => self.refused(job, to, next, result),
             Done::LookedBeforeStart { launch, looked } => self.looked_before_start(launch, looked),
             Done::LookedAgain { looked } => self.looked_again(looked),
-            Done::Counted { counted } => self.counted(counted),
+            Done::Counted { count } => self.counted(count),
             Done::Released { launch, ending, released, took } => self.released(launch, ending, released, took),
             Done::Mended { uuid, result, reply } => self.mended(&uuid, result, reply),
             Done::Recorded { then, result } => self.recorded(then, result),

@@ -272,15 +272,35 @@ impl Slots {
         }
     }
 
-    /// These are the slots, which could not be counted before. `uuids_of` tells the GPUs of a launch of the previous service,
-    /// as far as they are known; each such launch keeps its own.
-    pub(super) fn counted<'a>(&mut self, gpus: Vec<SlotGpu>, uuids_of: impl Fn(LaunchId) -> &'a [String]) {
-        debug_assert!(self.gpu.is_empty(), "they are counted once");
-        self.gpu = gpus.into_iter().map(Slot::free).collect();
-        for Somewhere { launch, count, .. } in std::mem::take(&mut self.somewhere) {
+    /// These are the slots, of which some could not be counted before. `uuids_of` tells the GPUs of a launch of the previous
+    /// service, as far as they are known, and `holder_of` the launch that has a GPU: each keeps its own. Gives how many are new.
+    pub(super) fn add<'a>(
+        &mut self,
+        gpus: Vec<SlotGpu>,
+        uuids_of: impl Fn(LaunchId) -> &'a [String],
+        holder_of: impl Fn(&String) -> Option<LaunchId>,
+    ) -> usize {
+        let known = self.gpu.len();
+        for gpu in gpus {
+            if self.gpu.iter().all(|slot| slot.gpu.uuid != gpu.uuid) {
+                self.gpu.push(Slot::free(gpu));
+            }
+        }
+        let added = self.gpu.len() - known;
+        if added == 0 {
+            return 0;
+        }
+        let (anywhere, awaiting): (Vec<Somewhere>, Vec<Somewhere>) =
+            std::mem::take(&mut self.somewhere).into_iter().partition(|elsewhere| elsewhere.uuids.is_empty());
+        self.somewhere = awaiting;
+        for Somewhere { launch, count, .. } in anywhere {
             // As many as a job asked for: a number of 32 bits.
             self.reserve(launch, u32::try_from(count).unwrap_or(u32::MAX), uuids_of(launch));
         }
+        for slot in self.gpu[known..].iter_mut().filter(|slot| slot.holder.is_none()) {
+            slot.holder = slot.gpu.uuid.as_ref().and_then(&holder_of);
+        }
+        added
     }
 
     /// Notes how long it took to read the GPUs of a launch that is over.
@@ -483,10 +503,33 @@ mod tests {
         slots.reserve(adopted, 2, &["GPU-0".into(), "GPU-2".into()]);
         slots.reserve(perhaps, 1, &[]);
         let own = ["GPU-0".to_owned(), "GPU-2".to_owned()];
-        slots.counted((0..4).map(gpu).collect(), |launch| if launch == adopted { &own } else { &[] });
+        let uuids_of = |launch| if launch == adopted { &own[..] } else { &[] };
+        assert_eq!(slots.add((0..4).map(gpu).collect(), uuids_of, |_| None), 4);
         assert!(!are_free(&slots, 1), "any of the two may be that of the launch of which nothing is known");
         slots.free(perhaps, None);
         assert_eq!(take(&mut slots, LaunchId::random(), 2).expect("two are free").uuids, ["GPU-1", "GPU-3"]);
+    }
+
+    #[test]
+    fn a_gpu_that_is_counted_later_than_the_others_goes_to_the_launch_that_has_it() {
+        let gpu = |n: usize| SlotGpu {
+            uuid: Some(format!("GPU-{n}")),
+            whole: None,
+            label: String::new(),
+            memory_total_bytes: 0,
+        };
+        let mut slots = Slots::new(vec![gpu(0), gpu(2)], 1);
+        let adopted = LaunchId::random();
+        let own = ["GPU-0".to_owned(), "GPU-1".to_owned()];
+        slots.reserve(adopted, 2, &own);
+        assert!(are_free(&slots, 1) && !are_free(&slots, 2));
+        let holder_of = |uuid: &String| own.contains(uuid).then_some(adopted);
+        assert_eq!(slots.add((0..4).map(gpu).collect(), |_| &[], holder_of), 2);
+        assert_eq!(slots.held_by(adopted, &slots.allowed(None)), 2);
+        assert_eq!(take(&mut slots, LaunchId::random(), 2).expect("two are free").uuids, ["GPU-2", "GPU-3"]);
+        assert_eq!(slots.add((0..4).map(gpu).collect(), |_| &[], |_| None), 0, "they are known");
+        slots.free(adopted, None);
+        assert!(are_free(&slots, 2));
     }
 
     #[test]

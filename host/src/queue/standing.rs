@@ -250,14 +250,17 @@ impl Owner {
 
     /// Which GPUs are missing to a job.
     fn why_too_few(&self, entry: &Entry) -> String {
-        if let Some(uncounted) = &self.uncounted {
-            return uncounted.why.clone();
+        if let Some(uncounted) = self.uncounted.as_ref().filter(|_| self.slots.count() == 0) {
+            return uncounted.why();
         }
         let left = self.slots.allowed(entry.terms()).len();
         let mut sentence = format!("it needs {} GPUs and {left} are left that it may use", entry.gpus());
         let lost = self.slot_standings().into_iter().filter(|slot| slot.state == SlotState::Quarantined);
         for reason in lost.filter_map(|slot| slot.reason) {
             sentence.push_str(&format!("; {}", reason.message));
+        }
+        if let Some(uncounted) = &self.uncounted {
+            sentence.push_str(&format!("; {}", uncounted.why()));
         }
         sentence
     }

@@ -49,7 +49,7 @@ impl Service {
             min_free_disk: 0,
             hooks: Arc::new(Plugins),
             slots,
-            without_slots: None,
+            missing: Vec::new(),
             gpus: Arc::new(FreeGpus),
             faults: mpsc::channel(1).1,
             cpu_slots: 1,
@@ -111,8 +111,8 @@ struct FreeGpus;
 
 #[async_trait]
 impl Gpus for FreeGpus {
-    async fn count(&self) -> Result<Vec<SlotGpu>, String> {
-        Err("they are counted".into())
+    async fn count(&self) -> super::Count {
+        super::Count::default()
     }
 
     async fn look(&self, uuids: &[String], _: &[LaunchId], _: bool) -> Looked {

@@ -1,14 +1,22 @@
-//! NVML is installed and does not work when the service starts: nobody knows which GPUs there are until it does.
+//! NVML is installed and does not work when the service starts, or not for all GPUs: nobody knows which there are until it does.
 
 use serde_json::json;
 use taxiway_fake_nvml::Machine;
-use taxiway_tests::{Events, Gate, Job, Place, Server, sh};
+use taxiway_tests::{Events, Gate, Job, Place, Server, patiently, sh};
 
 /// `NVML_ERROR_DRIVER_NOT_LOADED`
 const DRIVER_NOT_LOADED: u32 = 9;
 
 fn without_driver(machine: &mut Machine) {
     machine.errors.insert("nvmlInit_v2".into(), DRIVER_NOT_LOADED);
+}
+
+/// `NVML_ERROR_UNKNOWN`
+const UNKNOWN: u32 = 999;
+
+/// The first of them.
+fn with_a_gpu_that_cannot_be_read(machine: &mut Machine) {
+    machine.gpus[0].errors.insert("*".into(), UNKNOWN);
 }
 
 async fn cpu_job(server: &Server, events: &mut Events) {
@@ -80,6 +88,67 @@ async fn a_job_that_runs_on_while_the_gpus_cannot_be_counted_keeps_its_own() {
     server.place().change_gpus(|machine| machine.errors.clear());
     assert_eq!(events.end_of(second.id()).await, "completed");
     let held = server.gpu(0).await;
+    assert_eq!((&held["state"], &held["job_id"]), (&json!("held"), &json!(first.id())));
+    assert_eq!(server.job(both.id()).await.reason(), Some("waiting_for_gpu"));
+    gate.open();
+    assert_eq!(events.end_of(both.id()).await, "completed");
+}
+
+#[tokio::test]
+async fn a_gpu_that_cannot_be_read_at_the_start_is_shown_and_waited_for_and_the_others_are_used() {
+    let place = Place::new().with_gpus(2);
+    place.change_gpus(with_a_gpu_that_cannot_be_read);
+    let server = place.start().await;
+    let mut events = server.events().await;
+    let shown = server.gpu(1).await;
+    assert_eq!((&shown["label"], &shown["state"]), (&json!("GPU 0"), &json!("blocked")));
+    assert_eq!((&shown["uuid"], &shown["reason"]["code"]), (&json!(null), &json!("gpu_unreadable")));
+    let mut both = sh("echo $CUDA_VISIBLE_DEVICES");
+    both["gpus"] = json!(2);
+    let both = server.submit(both).await;
+    waits_for(&server, &both, "cannot read").await;
+    let one = server.submit(sh("echo $CUDA_VISIBLE_DEVICES")).await;
+    assert_eq!(events.end_of(one.id()).await, "completed", "it passes the one that cannot start");
+    assert_eq!(server.log(one.id()).await, "GPU-fake-1\n");
+
+    server.place().change_gpus(|machine| machine.gpus[0].errors.clear());
+    assert_eq!(events.end_of(both.id()).await, "completed");
+    assert_eq!(server.log(both.id()).await, "GPU-fake-1,GPU-fake-0\n");
+    assert_eq!((&server.gpu(1).await["uuid"], &server.gpu(1).await["state"]), (&json!("GPU-fake-0"), &json!("free")));
+    let gpus = server.get("/gpus").await.expect(200).json();
+    assert_eq!(gpus["items"].as_array().map(Vec::len), Some(2), "nothing is missing: {gpus}");
+}
+
+#[tokio::test]
+async fn a_job_that_runs_on_a_gpu_that_cannot_be_read_at_the_start_keeps_it() {
+    let server = Place::new().with_gpus(2).start().await;
+    let mut events = server.events().await;
+    let mut gate = Gate::new(server.place().path(), "gate");
+    let first = server.submit(sh(&gate.wait())).await;
+    events.job(first.id(), "running").await;
+    let place = server.kill().await;
+    place.change_gpus(with_a_gpu_that_cannot_be_read);
+    let server = place.start().await;
+    events.resume(&server).await;
+    let second = server.submit(json!({"command": ["true"]})).await;
+    assert_eq!(events.end_of(second.id()).await, "completed", "on the other");
+    let mut both = sh("exit 0");
+    both["gpus"] = json!(2);
+    let both = server.submit(both).await;
+    waits_for(&server, &both, "cannot read").await;
+    server.place().change_gpus(|machine| machine.gpus[0].errors.clear());
+    // Once it can be read it is there again, and is the first one's.
+    let held = patiently("the GPU to be counted", async {
+        loop {
+            let gpu = server.gpu(1).await;
+            if gpu["uuid"] == "GPU-fake-0" {
+                return gpu;
+            }
+            // No event tells of it.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     assert_eq!((&held["state"], &held["job_id"]), (&json!("held"), &json!(first.id())));
     assert_eq!(server.job(both.id()).await.reason(), Some("waiting_for_gpu"));
     gate.open();
