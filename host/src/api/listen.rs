@@ -108,6 +108,7 @@ impl Server {
             large_bodies: Semaphore::new(1),
             stop: stop.clone(),
         });
+        routes::settle_incoming(&api.service.store, &api.service.settings.jobs_dir()).await;
         let router = routes::router(&api);
         let connections = TaskTracker::new();
         println!("listening on http://{}", self.address);

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -19,8 +18,10 @@ use super::super::gate::Caller;
 use super::super::wire::training::{self, Execute, Executed};
 use super::super::wrong_type::{self, Unread};
 use super::super::{Api, State, body, submission};
+use super::dataset::{Dataset, Sent};
 use super::{jobs, submit};
 use crate::admission::Draft;
+use crate::queue::{QueueError, Standing};
 use crate::store::BodyHash;
 
 /// The profile that these jobs run under.
@@ -74,19 +75,15 @@ async fn run(api: &Api, caller: &Caller, headers: &HeaderMap, body: Body) -> Res
     }
     let id = JobId::new();
     let dataset = match request.dataset_content.as_deref() {
-        Some(content) => Some(Dataset::store(&api.service.settings.jobs_dir().join(id.to_string()), content)?),
+        Some(content) => Some(Dataset::store(&api.service.settings.jobs_dir(), id, content)?),
         None => None,
     };
     let execution_id = request.execution_id.clone();
-    let draft = draft(id, request, dataset.as_ref().map(|dataset| dataset.file.as_path()));
+    let draft = draft(id, request, dataset.as_ref().map(Dataset::file));
     drop(bytes);
-    match submit::accept(api, caller, draft, hash).await {
-        Ok((job, standing)) => {
-            if let Some(dataset) = dataset {
-                dataset.keep();
-            }
-            Ok(executed(&job, standing.position))
-        }
+    let job = submit::judge(api, caller, draft).await?;
+    match submitted(api, job, hash, dataset.map(Dataset::sent)).await {
+        Ok((job, standing)) => Ok(executed(&job, standing.position)),
         // Another request with this id was faster.
         Err(refused) if refused.status() == StatusCode::CONFLICT => {
             let found = earlier(api, execution_id.as_deref().unwrap_or_default(), hash).await?;
@@ -94,6 +91,28 @@ async fn run(api: &Api, caller: &Caller, headers: &HeaderMap, body: Body) -> Res
         }
         Err(refused) => Err(refused),
     }
+}
+
+/// Puts the job into the line. It is durable when this returns.
+async fn submitted(
+    api: &Api,
+    job: Arc<Job>,
+    hash: BodyHash,
+    dataset: Option<Sent>,
+) -> Result<(Arc<Job>, Standing), Refused> {
+    let (queue, store) = (api.service.queue.clone(), api.service.store.clone());
+    // A task of its own: the job may be stored although its client has gone, and then needs its dataset.
+    let submitting = tokio::spawn(async move {
+        let result = queue.submit(job.clone(), hash).await;
+        match dataset {
+            Some(dataset) if result.is_ok() => dataset.keep(),
+            Some(dataset) => dataset.settle(&store).await,
+            None => {}
+        }
+        result.map(|standing| (job, standing))
+    });
+    // It does not panic, and ends early only with the runtime.
+    Ok(submitting.await.unwrap_or(Err(QueueError::Stopping))?)
 }
 
 /// The answer for a job that was submitted before with the same id and body. The same id with another body is refused.
@@ -135,65 +154,6 @@ fn draft(id: JobId, request: Execute<'_>, dataset: Option<&Path>) -> Draft {
     }
 }
 
-/// A dataset in the job's directory. Unless it is kept, it goes again: its job was refused.
-struct Dataset {
-    file: PathBuf,
-    kept: bool,
-}
-
-impl Dataset {
-    /// Stores `content`, durably, because the job that will be acknowledged needs it. It takes a moment for large ones, in
-    /// which this thread of the runtime does nothing else.
-    fn store(job_dir: &Path, content: &str) -> Result<Self, Refused> {
-        let write = || -> io::Result<Self> {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(job_dir)?;
-            let dataset = Self { file: job_dir.join(format!("dataset.{}", extension(content))), kept: false };
-            let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&dataset.file)?;
-            file.write_all(content.as_bytes())?;
-            file.sync_all()?;
-            std::fs::File::open(job_dir)?.sync_all()?;
-            if let Some(jobs_dir) = job_dir.parent() {
-                std::fs::File::open(jobs_dir)?.sync_all()?;
-            }
-            Ok(dataset)
-        };
-        tokio::task::block_in_place(write).map_err(|error| {
-            tracing::error!(%error, directory = %job_dir.display(), "a dataset could not be stored");
-            let status = match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            Refused::new(status, "dataset-not-stored", format!("the dataset could not be stored: {error}"))
-        })
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Dataset {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        // The directory goes with it when nothing else is in there.
-        let directory = self.file.parent().unwrap_or(Path::new("/"));
-        if let Err(error) = std::fs::remove_file(&self.file).and_then(|()| std::fs::remove_dir(directory)) {
-            tracing::warn!(%error, dataset = %self.file.display(), "a refused job's dataset could not be removed");
-        }
-    }
-}
-
-/// Trainers choose how to read a dataset by its name.
-fn extension(content: &str) -> &'static str {
-    match content.trim_start().as_bytes().first() {
-        Some(b'[') => "json",
-        Some(b'{') => "jsonl",
-        _ => "txt",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,19 +167,6 @@ mod tests {
         assert_eq!(draft.labels["user_id"], "7");
         assert_eq!(draft.config["dataset_path"], "/data/d.jsonl");
         assert_eq!(draft.name, None);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_dataset_is_kept_with_its_job_and_goes_with_a_refusal() {
-        let place = tempfile::tempdir().expect("a directory");
-        let refused = Dataset::store(&place.path().join("refused"), "[1]").expect("stored");
-        assert_eq!(std::fs::read_to_string(&refused.file).expect("a file"), "[1]");
-        drop(refused);
-        assert!(!place.path().join("refused").exists());
-        let accepted = Dataset::store(&place.path().join("accepted"), "{\"a\": 1}\n").expect("stored");
-        let file = accepted.file.clone();
-        accepted.keep();
-        assert!(file.ends_with("accepted/dataset.jsonl") && file.exists());
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 mod array;
 mod batch;
 mod cancel;
+mod dataset;
 mod edit;
 mod ended;
 mod events;
@@ -33,6 +34,7 @@ use super::answer::Refused;
 use super::gate::{self, Gate};
 use super::{Api, openapi};
 use crate::store::Scope;
+pub(super) use dataset::settle_incoming;
 
 /// One method of one path.
 pub(super) struct Route {

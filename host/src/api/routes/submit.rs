@@ -144,18 +144,6 @@ pub(super) async fn judge(api: &Api, caller: &Caller, draft: Draft) -> Result<Ar
     Ok(Arc::new(api.service.admission.judge(draft, &caller.name, false).await?.job))
 }
 
-/// Judges a draft and puts the job into the line. It is durable when this returns.
-pub(super) async fn accept(
-    api: &Api,
-    caller: &Caller,
-    draft: Draft,
-    hash: BodyHash,
-) -> Result<(Arc<Job>, Standing), Refused> {
-    let job = judge(api, caller, draft).await?;
-    let standing = api.service.queue.submit(job.clone(), hash).await?;
-    Ok((as_stored(api, job).await?, standing))
-}
-
 /// A job just after its submission: one that comes after a job that has failed is cancelled at once.
 pub(super) async fn as_stored(api: &Api, job: Arc<Job>) -> Result<Arc<Job>, Refused> {
     if job.spec.terms.after.is_empty() {
