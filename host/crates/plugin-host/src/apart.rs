@@ -4,13 +4,20 @@
 //!
 //! A step that nothing can interrupt, such as filling all of a guest's memory, so keeps no thread but its own. That of making its
 //! instances comes before anything else and asks nobody: so the calls of a plugin begin apart until one of them has
-//! shown that its [steps are short](Steps). There are never more of these threads than places for calls.
+//! shown that they [are short](Steps). There are never more of these threads than places for calls.
+//!
+//! Making instances takes and returns memory all the time. A thread that has to wait for a core while it does so would keep
+//! others from that meanwhile (mmap_lock). So only the guest's own code runs at the lower priority: the call [tells](guest_begins) when that
+//! begins, and where more instances are to be made after it (a module's start function comes between them) they are made on
+//! [another thread](needs_another_thread), since a priority that was lowered cannot be raised.
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::time::{ClockId, clock_gettime};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -42,7 +49,9 @@ pub enum Lost {
     NoThread(#[from] std::io::Error),
 }
 
-/// Whether a plugin's calls may begin on the caller's thread: not before one of them has come to its end without a long step.
+/// Whether a plugin's calls may begin on the caller's thread: not before one of them has come to a good end within [`SHORT`], and
+/// not after one has held such a thread for longer than that. One that failed shows nothing, since it may not have come to what takes
+/// long; and the whole of it counts, since a guest may pause between steps that are one at another time.
 #[derive(Debug, Default)]
 pub struct Steps {
     short: AtomicBool,
@@ -53,12 +62,21 @@ impl Steps {
         self.short.load(Ordering::Relaxed)
     }
 
-    fn took(&self, longest: Duration) {
-        if longest < SHORT {
+    fn took_here(&self, step: Duration) {
+        if step >= SHORT {
+            self.short.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn ended_well_after(&self, all: Duration) {
+        if all < SHORT {
             self.short.store(true, Ordering::Relaxed);
         }
     }
 }
+
+/// A call: its answer, and what it held.
+type Call<T, E, H> = BoxFuture<'static, (Result<T, E>, H)>;
 
 /// Runs a call here as long as it is quick or asleep, and on a thread of its own as soon as `busy` is set; from its beginning there
 /// when the plugin's `steps` are not known to be short. Beside its answer it hands over what it held, which is dropped
@@ -66,60 +84,136 @@ impl Steps {
 ///
 /// # Errors
 /// When the call panicked on its own thread, or there is none. A panic here unwinds.
-pub async fn run<T: Send + 'static, H: Send + 'static>(
-    mut call: BoxFuture<'static, (T, H)>,
-    busy: &AtomicBool,
-    steps: &Arc<Steps>,
-) -> Result<T, Lost> {
+pub async fn run<T, E, H>(mut call: Call<T, E, H>, busy: &AtomicBool, steps: &Steps) -> Result<Result<T, E>, Lost>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    H: Send + 'static,
+{
     if !steps.are_short() {
-        return go_on(call, Some(steps.clone())).await;
+        let (answer, spent) = go_on(call, Stands::Usual).await?;
+        if answer.is_ok() {
+            steps.ended_well_after(spent);
+        }
+        return Ok(answer);
     }
-    let early = poll_fn(|cx| match call.as_mut().poll(cx) {
-        Poll::Ready((answer, _held)) => Poll::Ready(Some(answer)),
-        Poll::Pending if busy.load(Ordering::Relaxed) => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
+    let early = poll_fn(|cx| {
+        let begun = processor_time();
+        let polled = call.as_mut().poll(cx);
+        steps.took_here(processor_time().saturating_sub(begun));
+        match polled {
+            Poll::Ready((answer, _held)) => Poll::Ready(Some(answer)),
+            Poll::Pending if busy.load(Ordering::Relaxed) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await;
     match early {
         Some(answer) => Ok(answer),
-        None => go_on(call, None).await,
+        None => go_on(call, Stands::Behind).await.map(|(answer, _)| answer),
     }
 }
 
-/// Runs a call on a thread of its own. `steps` learns how long its steps were.
-async fn go_on<T: Send + 'static, H: Send + 'static>(
-    call: BoxFuture<'static, (T, H)>,
-    steps: Option<Arc<Steps>>,
-) -> Result<T, Lost> {
-    let (mut caller, answer) = oneshot::channel();
-    let runtime = Handle::current();
-    let span = Span::current();
-    thread::Builder::new().name("plugin-call".into()).spawn(move || {
-        let mut call = Box::pin(behind_others(call, steps).instrument(span));
-        let ended = runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = caller.closed() => None,
-                ended = &mut call => Some(ended),
-            }
-        });
-        // What it held is dropped on a thread of the usual priority: one that has to wait for a core would keep others from having or
-        // giving back memory meanwhile (mmap_lock).
-        match ended {
-            Some((answer, held)) => {
-                // An error means that nobody waits for it any more.
-                drop(caller.send(answer));
-                drop(runtime.spawn_blocking(move || give_back(held)));
-            }
-            None => drop(runtime.spawn_blocking(move || give_back(call))),
-        }
-    })?;
-    // The sender is dropped without an answer only when the thread unwinds.
-    answer.await.map_err(|_| Lost::Panicked)
+/// What a thread of a call's own has to say in the end, with the processor time that the call has had apart.
+enum Said<T: Send + 'static, E: Send + 'static, H: Send + 'static> {
+    Ended(Result<T, E>, GivenBack<H>, Duration),
+    /// It goes on on another thread, at the usual priority.
+    Leaves(GivenBack<Call<T, E, H>>, Duration),
 }
 
-/// Drops what a call held, all of its memory above all: up to some 20 ms of work. One after the other, so that however many calls
-/// end at once, one core at most is busy with what they held.
+/// Runs a call on a thread of its own, which begins as it `stands`, and on others after that. Tells its processor time, too.
+async fn go_on<T, E, H>(call: Call<T, E, H>, mut stands: Stands) -> Result<(Result<T, E>, Duration), Lost>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    H: Send + 'static,
+{
+    let mut call = GivenBack::new(call.instrument(Span::current()).boxed());
+    let mut spent = Duration::ZERO;
+    loop {
+        let (caller, said) = oneshot::channel();
+        let runtime = Handle::current();
+        thread::Builder::new().name("plugin-call".into()).spawn(move || {
+            runtime.block_on(go_on_here(call, stands, spent, caller));
+        })?;
+        // Dropped without a word only when the thread unwinds.
+        match said.await.map_err(|_| Lost::Panicked)? {
+            Said::Ended(answer, _held, spent) => return Ok((answer, spent)),
+            Said::Leaves(left, so_far) => (call, spent, stands) = (left, so_far, Stands::Usual),
+        }
+    }
+}
+
+/// The call, on a thread that is nobody else's and never used again.
+async fn go_on_here<T, E, H>(
+    call: GivenBack<Call<T, E, H>>,
+    stands: Stands,
+    before: Duration,
+    mut caller: oneshot::Sender<Said<T, E, H>>,
+) where
+    T: Send + 'static,
+    E: Send + 'static,
+    H: Send + 'static,
+{
+    if stands == Stands::Behind {
+        stand_behind(BUSY);
+    }
+    STANDS.set(stands);
+    let mut call = call.taken();
+    let mut goes_on = false;
+    let ended = poll_fn(|cx| {
+        if caller.poll_closed(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        let polled = call.as_mut().poll(cx);
+        if polled.is_ready() || STANDS.get() == Stands::Leaves {
+            return Poll::Ready(Some(polled));
+        }
+        if !goes_on && STANDS.get() == Stands::Behind && before + processor_time() > LONG {
+            goes_on = true;
+            stand_behind(BUSIEST);
+        }
+        Poll::Pending
+    })
+    .await;
+    let spent = before + processor_time();
+    let said = match ended {
+        Some(Poll::Ready((answer, held))) => Said::Ended(answer, GivenBack::new(held), spent),
+        Some(Poll::Pending) => Said::Leaves(GivenBack::new(call), spent),
+        None => return drop(GivenBack::new(call)),
+    };
+    // An error means that nobody waits for it any more.
+    drop(caller.send(said));
+}
+
+/// Something that may hold a guest's memory. It is dropped where that keeps nobody: up to some 20 ms of work, and on a thread
+/// that had to wait for a core it would keep others from having or giving back memory meanwhile (mmap_lock).
+struct GivenBack<V: Send + 'static> {
+    value: Option<V>,
+    runtime: Handle,
+}
+
+impl<V: Send + 'static> GivenBack<V> {
+    fn new(value: V) -> GivenBack<V> {
+        GivenBack { value: Some(value), runtime: Handle::current() }
+    }
+
+    fn taken(mut self) -> V {
+        // Nothing else takes it but the drop, and either is the end of this.
+        self.value.take().expect("it is there until it is taken")
+    }
+}
+
+impl<V: Send + 'static> Drop for GivenBack<V> {
+    fn drop(&mut self) {
+        let Some(value) = self.value.take() else { return };
+        // By way of the runtime's own threads: one that this thread made would inherit its priority.
+        self.runtime.spawn(async move { tokio::task::spawn_blocking(move || give_back(value)) });
+    }
+}
+
+/// Drops what a call held, all of its memory above all. One after the other, so that however many calls end at once, one core at
+/// most is busy with what they held.
 fn give_back(held: impl Send) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // Nothing is half done when a holder panics: it guards no data.
@@ -127,33 +221,39 @@ fn give_back(held: impl Send) {
     drop(held);
 }
 
-/// The call, on a thread that is nobody else's and never used again: a priority that was lowered cannot be raised.
-async fn behind_others<T>(mut call: BoxFuture<'static, T>, steps: Option<Arc<Steps>>) -> T {
-    // Making instances takes and returns memory all the time. A thread that has to wait for a core while it does so would keep others
-    // from that meanwhile (mmap_lock), so it stands behind nobody in its first step, which is that one for nearly every plugin.
-    let mut makes_instances = steps.is_some();
-    if !makes_instances {
+/// How a thread stands among the others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    /// It is the caller's: nothing is changed of it.
+    Callers,
+    /// A call's own, at the usual priority.
+    Usual,
+    /// A call's own, behind others.
+    Behind,
+    /// The same, and what its call does next is not for such a thread.
+    Leaves,
+}
+
+thread_local! {
+    static STANDS: Cell<Stands> = const { Cell::new(Stands::Callers) };
+}
+
+/// The call that is polled comes to its guest's code.
+pub fn guest_begins() {
+    if STANDS.get() == Stands::Usual {
         stand_behind(BUSY);
+        STANDS.set(Stands::Behind);
     }
-    let (mut goes_on, mut longest, mut before) = (false, Duration::ZERO, processor_time());
-    poll_fn(move |cx| {
-        let polled = call.as_mut().poll(cx);
-        if std::mem::take(&mut makes_instances) {
-            stand_behind(BUSY);
-        }
-        let now = processor_time();
-        longest = longest.max(now.saturating_sub(before));
-        before = now;
-        if !goes_on && now > LONG {
-            goes_on = true;
-            stand_behind(BUSIEST);
-        }
-        if polled.is_ready() {
-            steps.iter().for_each(|steps| steps.took(longest));
-        }
-        polled
-    })
-    .await
+}
+
+/// The call that is polled comes to what must not be done on a thread that stands behind others. Whether it has to pause for that: it
+/// goes on elsewhere.
+pub fn needs_another_thread() -> bool {
+    let stands_behind = STANDS.get() == Stands::Behind;
+    if stands_behind {
+        STANDS.set(Stands::Leaves);
+    }
+    stands_behind
 }
 
 fn stand_behind(niceness: libc::c_int) {
@@ -171,128 +271,4 @@ fn processor_time() -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt;
-    use futures_util::future::{join_all, pending};
-    use std::sync::Barrier;
-    use std::thread::ThreadId;
-
-    fn known_to_be_short() -> Arc<Steps> {
-        Arc::new(Steps { short: AtomicBool::new(true) })
-    }
-
-    /// The thread that a call begins on, which computes there for so long without a pause.
-    async fn begins_on(steps: &Arc<Steps>, computing: Duration) -> ThreadId {
-        let call = async move {
-            let until = processor_time() + computing;
-            while processor_time() < until {
-                std::hint::spin_loop();
-            }
-            (thread::current().id(), ())
-        };
-        run(call.boxed(), &AtomicBool::new(false), steps).await.unwrap()
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn calls_begin_apart_until_one_has_shown_that_its_steps_are_short() {
-        let here = thread::current().id();
-        let steps = Arc::default();
-        for _ in 0..3 {
-            assert_ne!(begins_on(&steps, SHORT * 2).await, here);
-        }
-        assert_ne!(begins_on(&steps, Duration::ZERO).await, here, "nobody knew yet");
-        assert_eq!(begins_on(&steps, Duration::ZERO).await, here);
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_call_apart_is_in_the_span_of_its_caller() {
-        // For all threads; another test of the same process may have done it.
-        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
-        let call = async { (Span::current().id(), ()) };
-        let span = tracing::info_span!("caller");
-        let seen = run(call.boxed(), &AtomicBool::new(false), &Arc::default()).instrument(span.clone()).await.unwrap();
-        assert!(seen.is_some() && seen == span.id());
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn what_a_call_apart_held_is_given_back_after_its_answer() {
-        struct Held(Arc<Barrier>);
-        impl Drop for Held {
-            fn drop(&mut self) {
-                self.0.wait();
-            }
-        }
-        let both = Arc::new(Barrier::new(2));
-        let held = Held(both.clone());
-        let answer = run(async { (7, held) }.boxed(), &AtomicBool::new(false), &Arc::default()).await;
-        assert_eq!(answer.unwrap(), 7);
-        // Giving back does not end before this.
-        both.wait();
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_call_stays_here_until_it_is_busy_and_pauses() {
-        let here = thread::current().id();
-        let busy = Arc::new(AtomicBool::new(false));
-        let seen = busy.clone();
-        let call = async move {
-            let mut threads: Vec<ThreadId> = vec![thread::current().id()];
-            tokio::task::yield_now().await;
-            threads.push(thread::current().id());
-            seen.store(true, Ordering::Relaxed);
-            tokio::task::yield_now().await;
-            threads.push(thread::current().id());
-            (threads, ())
-        };
-        let threads = run(call.boxed(), &busy, &known_to_be_short()).await.unwrap();
-        assert_eq!(threads[..2], [here, here]);
-        assert_ne!(threads[2], here);
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn busy_calls_do_not_wait_for_each_other() {
-        let (busy, steps) = (AtomicBool::new(true), known_to_be_short());
-        // None of them ends before all have got there, and each keeps its thread while it waits.
-        let all_there = Arc::new(Barrier::new(20));
-        let calls = (0..20).map(|_| {
-            let all_there = all_there.clone();
-            let call = async move {
-                tokio::task::yield_now().await;
-                (all_there.wait().is_leader(), ())
-            };
-            run(call.boxed(), &busy, &steps)
-        });
-        let ended = join_all(calls).await;
-        assert_eq!(ended.into_iter().filter(|leads| *leads.as_ref().unwrap()).count(), 1);
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_call_apart_ends_when_nobody_waits_for_it() {
-        let (busy, steps) = (AtomicBool::new(true), known_to_be_short());
-        let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
-        let call = async move {
-            tokio::task::yield_now().await;
-            ended.send(()).await.unwrap();
-            pending::<((), ())>().await
-        };
-        let mut waiting = run(call.boxed(), &busy, &steps).boxed_local();
-        tokio::select! {
-            _ = &mut waiting => unreachable!("it never ends by itself"),
-            begun = end.recv() => assert_eq!(begun, Some(())),
-        }
-        drop(waiting);
-        assert_eq!(end.recv().await, None, "what it held is dropped");
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_panic_apart_is_the_end_of_that_call_alone() {
-        let (busy, steps) = (AtomicBool::new(true), known_to_be_short());
-        let call = async {
-            tokio::task::yield_now().await;
-            panic!("a bug of the host's")
-        };
-        let lost: Result<(), Lost> = run::<(), ()>(call.boxed(), &busy, &steps).await;
-        assert!(matches!(lost, Err(Lost::Panicked)));
-    }
-}
+mod tests;

@@ -2,8 +2,10 @@
 //! clock, on its next return from the host.
 //!
 //! A guest that loops or calls its own functions comes to the host by itself: the epoch sends it there. One that only calls the
-//! host, one call after the other, is there anyway. So this one place sees them all.
+//! host, one call after the other, is there anyway. So this one place sees them all; and it tells whoever has the call
+//! [apart](crate::apart) when the guest's code runs and when its instances are made.
 
+use crate::apart;
 use crate::state::State;
 use crate::ticker::Ticks;
 use async_trait::async_trait;
@@ -14,18 +16,26 @@ use wasmtime::{CallHook, CallHookHandler, StoreContextMut};
 /// 16 ms.
 const TURNS_HERE: u32 = 4;
 
-/// How a call stands with the clock.
+/// How a call stands with the clock, and with its guest.
 pub struct Turn {
     ticks: Ticks,
     /// The tick in which it began.
     begun: u64,
     /// Turns so far.
     count: u32,
+    /// How often the guest has been entered and not left: a host call may enter it again, to have memory for an answer.
+    depth: u32,
+    instances_made: bool,
 }
 
 impl Turn {
     pub fn first(ticks: Ticks) -> Turn {
-        Turn { begun: ticks.now(), ticks, count: 0 }
+        Turn { begun: ticks.now(), ticks, count: 0, depth: 0, instances_made: false }
+    }
+
+    /// From here on the call is up to its guest.
+    pub fn instances_are_made(&mut self) {
+        self.instances_made = true;
     }
 
     /// Whether it is over. Then the next one begins.
@@ -51,13 +61,27 @@ pub struct Turns;
 #[async_trait]
 impl CallHookHandler<State> for Turns {
     async fn handle_call_event(&self, mut store: StoreContextMut<'_, State>, hook: CallHook) -> wasmtime::Result<()> {
-        if matches!(hook, CallHook::ReturningFromHost) {
-            let state = store.data_mut();
-            if state.turn.is_over() {
-                if state.turn.is_one_of_many() {
-                    state.trace.set_busy();
+        let state = store.data_mut();
+        match hook {
+            CallHook::CallingWasm => {
+                state.turn.depth += 1;
+                apart::guest_begins();
+            }
+            CallHook::CallingHost => {}
+            CallHook::ReturningFromHost => {
+                if state.turn.is_over() {
+                    if state.turn.is_one_of_many() {
+                        state.trace.set_busy();
+                    }
+                    tokio::task::yield_now().await;
                 }
-                tokio::task::yield_now().await;
+            }
+            CallHook::ReturningFromWasm => {
+                state.turn.depth -= 1;
+                // A start function has ended.
+                if state.turn.depth == 0 && !state.turn.instances_made && apart::needs_another_thread() {
+                    tokio::task::yield_now().await;
+                }
             }
         }
         Ok(())

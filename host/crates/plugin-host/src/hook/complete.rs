@@ -48,6 +48,7 @@ async fn completed(
         .run(loaded.timeout.complete, move |store| {
             async move {
                 let instance = hook.instantiate_async(&mut *store).await?;
+                store.data_mut().turn.instances_are_made();
                 instance.taxiway_plugin_complete().call_completed(&mut *store, &job, &outcome, &delivery).await
             }
             .boxed()

@@ -48,6 +48,7 @@ impl Plugin {
             .run(loaded.timeout.answer, move |store| {
                 async move {
                     let instance = hook.instantiate_async(&mut *store).await?;
+                    store.data_mut().turn.instances_are_made();
                     let metadata = instance.taxiway_plugin_metadata();
                     let description: wit::Description = metadata.call_describe(&mut *store).await?;
                     let problems = metadata.call_check_settings(&mut *store, &settings).await?;

@@ -45,6 +45,7 @@ async fn rewritten(call: &mut Call<'_>, job: &JobView, context: &Context) -> Res
         .run(loaded.timeout.answer, move |store| {
             async move {
                 let instance = hook.instantiate_async(&mut *store).await?;
+                store.data_mut().turn.instances_are_made();
                 instance.taxiway_plugin_rewrite().call_rewrite(&mut *store, &for_guest, &context).await
             }
             .boxed()

@@ -25,6 +25,7 @@ impl Plugin {
             .run(loaded.timeout.answer, move |store| {
                 async move {
                     let instance = hook.instantiate_async(&mut *store).await?;
+                    store.data_mut().turn.instances_are_made();
                     instance.taxiway_plugin_validate().call_validate(&mut *store, &for_guest, &context).await
                 }
                 .boxed()

@@ -1,7 +1,7 @@
 //! Files come, change, break and go; the service says what it made of them.
 
 use crate::bench::{Bench, PATIENCE, job, submission, until, validators};
-use crate::guest::Guest;
+use crate::guest::{Guest, MISSING_EXPORT, UNKNOWN_IMPORT, WRONG_TYPES};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 use taxiway_plugin_host::{FailureKind, OnError, OpenError, PluginHost, PluginState, StartError, open};
@@ -91,9 +91,6 @@ async fn a_plugin_that_never_loaded_is_not_in_force() {
 #[tokio::test]
 async fn every_unusable_file_gets_its_own_advice() {
     let whole = harmless();
-    let wrong_types = r#"(component (core module $m (func (export "f"))) (core instance $i (instantiate $m)) (func $f (canon lift (core func $i "f")))
-        (instance $v (export "validate" (func $f))) (export "taxiway:plugin/validate@0.1.0" (instance $v)))"#;
-    let empty_interface = r#"(component (instance $v) (export "taxiway:plugin/validate@0.1.0" (instance $v)))"#;
     for (name, content, message, advice) in [
         ("module", wat::parse_str("(module)").unwrap(), "core WebAssembly module", "wasm32-wasip2"),
         ("garbage", b"hello".to_vec(), "not WebAssembly", "copied whole"),
@@ -101,18 +98,12 @@ async fn every_unusable_file_gets_its_own_advice() {
         ("elf", b"\x7fELF123456".to_vec(), "compiled code", "the .wasm component"),
         ("truncated", whole[..whole.len() / 2].to_vec(), "compiling failed", "copy it again"),
         ("hookless", wat::parse_str("(component)").unwrap(), "exports none of", "Export taxiway:plugin/validate"),
-        ("typed", wat::parse_str(wrong_types).unwrap(), "does not have the types", "unchanged"),
-        ("missing", wat::parse_str(empty_interface).unwrap(), "does not have the types", "unchanged"),
-        (
-            "stranger",
-            wat::parse_str(r#"(component (import "acme:tools/magic@1.0.0" (instance (export "cast" (func)))))"#)
-                .unwrap(),
-            "imports `acme:tools/magic@1.0.0`",
-            "nothing else",
-        ),
+        ("typed", wat::parse_str(WRONG_TYPES).unwrap(), "does not have the types", "unchanged"),
+        ("missing", wat::parse_str(MISSING_EXPORT).unwrap(), "does not have the types", "unchanged"),
+        ("stranger", wat::parse_str(UNKNOWN_IMPORT).unwrap(), "imports `acme:tools/magic@1.0.0`", "nothing else"),
         (
             "newer",
-            wat::parse_str(wrong_types.replace("@0.1.0", "@0.2.0")).unwrap(),
+            wat::parse_str(WRONG_TYPES.replace("@0.1.0", "@0.2.0")).unwrap(),
             "built for taxiway:plugin@0.2.0, this server speaks taxiway:plugin@0.1.0",
             "Rebuild",
         ),
@@ -163,7 +154,7 @@ async fn a_component_that_takes_too_long_to_compile_is_given_up() {
 
 #[tokio::test]
 async fn a_component_that_needs_more_memory_to_compile_than_there_may_be_is_given_up() {
-    let mut bench = Bench::with("large.wasm", slow_to_compile());
+    let mut bench = Bench::with("large.wasm", Guest::slow_to_compile().build());
     bench.limits.compile_memory = 256 << 20;
     let host = bench.host().await;
     let error = host.plugins().remove(0).error.unwrap();
@@ -184,7 +175,7 @@ async fn a_component_that_swells_when_it_is_compiled_is_refused() {
 async fn calls_go_on_while_a_function_that_takes_minutes_is_being_compiled() {
     let bench = Bench::with("good.wasm", harmless());
     let host = bench.host().await;
-    bench.put("slow.wasm", slow_to_compile());
+    bench.put("slow.wasm", Guest::slow_to_compile().build());
     until(&host, "slow", |status| status.is_some_and(|status| status.state == PluginState::Compiling)).await;
     for _ in 0..100 {
         validators(&host)[0].validate(&job(), &submission()).await.result.unwrap();
@@ -196,27 +187,6 @@ async fn calls_go_on_while_a_function_that_takes_minutes_is_being_compiled() {
     until(&host, "slow", |status| status.is_none()).await;
     bench.put("next.wasm", loud("the next one has its turn"));
     until(&host, "next", |status| status.is_some_and(|status| status.state == PluginState::InForce)).await;
-}
-
-/// One function with thousands of values that live across thousands of branches: minutes for a register allocator.
-pub fn slow_to_compile() -> Vec<u8> {
-    const VALUES: usize = 4_000;
-    const BRANCHES: usize = 4_000;
-    let locals = "(local i64)".repeat(VALUES);
-    let branches: String = (0..BRANCHES)
-        .map(|i| {
-            let (a, b, c) = (i % VALUES, (i * 7 + 1) % VALUES, (i * 13 + 5) % VALUES);
-            format!(
-                "(if (i64.eqz (local.get {a})) (then (local.set {b} (i64.add (local.get {b}) (local.get {c})))) (else (local.set {c} (i64.xor (local.get {a}) (local.get {b})))))"
-            )
-        })
-        .collect();
-    let uses: String =
-        (0..VALUES).map(|i| format!("(global.set $sum (i64.add (global.get $sum) (local.get {i})))")).collect();
-    let fields = format!(
-        "(global $sum (mut i64) (i64.const 0)) (func {locals} (loop $again {branches} (br_if $again (i64.eqz (local.get 0)))) {uses})"
-    );
-    Guest::harmless().fields(&fields).build()
 }
 
 #[tokio::test]

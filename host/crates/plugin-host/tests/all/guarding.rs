@@ -1,7 +1,7 @@
 //! A door that a plugin guards stays shut until a person opens it: not by a mistake in a file, and not by a restart.
 
 use crate::bench::{Bench, PATIENCE, job, submission, until, validators};
-use crate::folder::{harmless, slow_to_compile};
+use crate::folder::harmless;
 use crate::guest::Guest;
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, symlink};
@@ -98,7 +98,7 @@ async fn a_component_comes_into_force_by_itself_when_the_manifest_that_might_hav
 
 #[tokio::test]
 async fn the_first_start_waits_for_all_that_is_there_and_a_later_one_for_what_was_in_force() {
-    let bench = Bench::with("slow.wasm", slow_to_compile());
+    let bench = Bench::with("slow.wasm", Guest::slow_to_compile().build());
     bench.put("guard.wasm", harmless());
     let remembered = bench.cache.path().join("plugins-in-force.json");
     let host = PluginHost::start(bench.options()).await.unwrap();
@@ -110,7 +110,7 @@ async fn the_first_start_waits_for_all_that_is_there_and_a_later_one_for_what_wa
     assert_eq!(names(&host), ["guard"]);
     drop(host);
 
-    bench.put("slow.wasm", slow_to_compile());
+    bench.put("slow.wasm", Guest::slow_to_compile().build());
     let host = bench.host().await;
     assert_eq!(names(&host), ["guard"]);
     let slow = host.plugins().into_iter().find(|status| status.name == "slow").unwrap();
@@ -123,7 +123,7 @@ async fn what_was_in_force_is_compiled_before_what_was_not_when_the_cache_is_gon
     drop(bench.host().await);
     std::fs::remove_dir_all(bench.options().cache_dir).unwrap();
     for name in ["a.wasm", "z.wasm"] {
-        bench.put(name, slow_to_compile());
+        bench.put(name, Guest::slow_to_compile().build());
     }
     let host = bench.host().await;
     let states: Vec<_> = host.plugins().into_iter().map(|status| (status.name, status.state)).collect();
@@ -230,7 +230,7 @@ async fn a_plugin_whose_file_is_given_another_name_guards_until_that_is_in_force
 async fn what_is_removed_goes_while_something_else_is_compiled() {
     let bench = Bench::with("guard.wasm", harmless());
     let host = bench.host().await;
-    bench.put("slow.wasm", slow_to_compile());
+    bench.put("slow.wasm", Guest::slow_to_compile().build());
     std::fs::remove_file(bench.path("guard.wasm")).unwrap();
     until(&host, "guard", |status| status.is_none()).await;
     let slow = host.plugins().remove(0);
@@ -250,7 +250,7 @@ async fn a_broken_manifest_beside_its_own_component_keeps_no_other_from_loading(
 async fn a_start_without_any_plugin_is_remembered_as_one() {
     let bench = Bench::new();
     drop(bench.host().await);
-    bench.put("slow.wasm", slow_to_compile());
+    bench.put("slow.wasm", Guest::slow_to_compile().build());
     let host = bench.host().await;
     assert!(host.is_ready(), "it guarded nothing, and keeps nobody waiting");
 }

@@ -16,6 +16,16 @@ pub struct Guest {
     core_imports: String,
 }
 
+/// A component whose hook has the wrong types, with another version in the place of this one's when that is replaced.
+pub const WRONG_TYPES: &str = r#"(component (core module $m (func (export "f"))) (core instance $i (instantiate $m)) (func $f (canon lift (core func $i "f")))
+    (instance $v (export "validate" (func $f))) (export "taxiway:plugin/validate@0.1.0" (instance $v)))"#;
+
+/// One whose hook lacks its function.
+pub const MISSING_EXPORT: &str = r#"(component (instance $v) (export "taxiway:plugin/validate@0.1.0" (instance $v)))"#;
+
+/// One that imports what no server has.
+pub const UNKNOWN_IMPORT: &str = r#"(component (import "acme:tools/magic@1.0.0" (instance (export "cast" (func)))))"#;
+
 /// Where canned texts lie in the guest's memory.
 const TEXT: u32 = 2048;
 const VERSION: u32 = 3072;
@@ -86,6 +96,84 @@ impl Guest {
             each(&|i| format!("(import \"m\" \"{i}\" (func (param i32 i32 i32)))")),
             "(core instance (instantiate $wide (with \"m\" (instance $many))))".repeat(instances as usize),
         ))
+    }
+
+    /// A guest that prints two megabytes, and agrees.
+    pub fn flooding() -> Guest {
+        Guest::validating(
+            "(local $i i32) (local $out i32)
+             (local.set $out (call $stdout))
+             (loop $next
+               (call $write (local.get $out) (i32.const 2048) (i32.const 4096) (i32.const 16384))
+               (local.set $i (i32.add (local.get $i) (i32.const 1)))
+               (br_if $next (i32.lt_u (local.get $i) (i32.const 500))))
+             i32.const 1024",
+        )
+        .text(TEXT, "all work and no play\n")
+        .importing(STANDARD_OUTPUT)
+        .calling("stdout", "cli", "get-stdout", "(result i32)")
+        .calling(
+            "write",
+            "streams",
+            "[method]output-stream.blocking-write-and-flush",
+            "(param i32 i32 i32 i32)",
+        )
+    }
+
+    /// A guest that waits for an hour on the monotonic clock.
+    pub fn asleep() -> Guest {
+        Guest::validating("(call $wait (call $subscribe (i64.const 3600000000000))) i32.const 1024")
+            .importing(
+                r#"
+      (import "wasi:io/poll@0.2.0" (instance $poll
+        (export "pollable" (type $pollable (sub resource)))
+        (export "[method]pollable.block" (func (param "self" (borrow $pollable))))))
+      (alias export $poll "pollable" (type $pollable))
+      (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+        (alias outer 1 $pollable (type $p)) (export "pollable" (type $pp (eq $p)))
+        (export "subscribe-duration" (func (param "when" u64) (result (own $pp))))))"#,
+            )
+            .calling("wait", "poll", "[method]pollable.block", "(param i32)")
+            .calling("subscribe", "clock", "subscribe-duration", "(param i64) (result i32)")
+    }
+
+    /// A guest that fills and copies 100 MiB again and again: each time one instruction, which nothing can interrupt.
+    pub fn filling() -> Guest {
+        Guest::validating(
+            "(drop (memory.grow (i32.const 1600)))
+             (loop $again
+               (memory.fill (i32.const 32768) (i32.const 1) (i32.const 100000000))
+               (memory.copy (i32.const 32768) (i32.const 65536) (i32.const 100000000))
+               (br $again)) unreachable",
+        )
+    }
+
+    /// One function with thousands of values that live across thousands of branches: minutes for a register allocator.
+    pub fn slow_to_compile() -> Guest {
+        const VALUES: usize = 4_000;
+        const BRANCHES: usize = 4_000;
+        let locals = "(local i64)".repeat(VALUES);
+        let branches: String = (0..BRANCHES)
+            .map(|i| {
+                let (a, b, c) = (i % VALUES, (i * 7 + 1) % VALUES, (i * 13 + 5) % VALUES);
+                format!(
+                    "(if (i64.eqz (local.get {a})) (then (local.set {b} (i64.add (local.get {b}) (local.get {c})))) (else (local.set {c} (i64.xor (local.get {a}) (local.get {b})))))"
+                )
+            })
+            .collect();
+        let uses: String =
+            (0..VALUES).map(|i| format!("(global.set $sum (i64.add (global.get $sum) (local.get {i})))")).collect();
+        let fields = format!(
+            "(global $sum (mut i64) (i64.const 0)) (func {locals} (loop $again {branches} (br_if $again (i64.eqz (local.get 0)))) {uses})"
+        );
+        Guest::harmless().fields(&fields)
+    }
+
+    /// A guest that gives up, or not, before it makes what instances come after its own: at random.
+    pub fn failing_at_random(self) -> Guest {
+        self.starting("(if (i64.eqz (i64.and (call $roll) (i64.const 1))) (then unreachable))")
+            .importing("(import \"wasi:random/random@0.2.3\" (instance $random (export \"get-random-u64\" (func (result u64)))))")
+            .calling("roll", "random", "get-random-u64", "(result i64)")
     }
 
     /// A guest whose `rewrite` answers with this text as the configuration.
@@ -274,7 +362,7 @@ const TYPES: &str = r#"
   (alias export $types "hook-error" (type $hook-error))"#;
 
 /// Standard output: the instances `cli` and `streams`.
-pub const STANDARD_OUTPUT: &str = r#"
+const STANDARD_OUTPUT: &str = r#"
   (import "wasi:io/error@0.2.3" (instance $io-error (export "error" (type (sub resource)))))
   (alias export $io-error "error" (type $io-error'))
   (import "wasi:io/streams@0.2.3" (instance $streams

@@ -1,9 +1,9 @@
 //! Guests that mean harm: every call ends within its limit, names it, and leaves the service as it was.
 
 use crate::bench::{Bench, PATIENCE, job, submission};
-use crate::guest::{Guest, STANDARD_OUTPUT};
+use crate::guest::Guest;
 use std::time::Duration;
-use taxiway_plugin_host::{CallError, FailureKind, Problem, Severity};
+use taxiway_plugin_host::{CallError, FailureKind, PluginHost, Problem, Severity};
 
 async fn fails(guest: Guest) -> CallError {
     let bench = Bench::with("bad.wasm", guest.build());
@@ -156,20 +156,7 @@ async fn a_flood_of_log_lines_is_swallowed_and_no_failure() {
 
 #[tokio::test]
 async fn a_flood_on_standard_output_is_swallowed_and_no_failure() {
-    let guest = Guest::validating(
-        "(local $i i32) (local $out i32)
-         (local.set $out (call $stdout))
-         (loop $next
-           (call $write (local.get $out) (i32.const 2048) (i32.const 4096) (i32.const 16384))
-           (local.set $i (i32.add (local.get $i) (i32.const 1)))
-           (br_if $next (i32.lt_u (local.get $i) (i32.const 500))))
-         i32.const 1024",
-    )
-    .text(2048, "all work and no play\n")
-    .importing(STANDARD_OUTPUT)
-    .calling("stdout", "cli", "get-stdout", "(result i32)")
-    .calling("write", "streams", "[method]output-stream.blocking-write-and-flush", "(param i32 i32 i32 i32)");
-    let bench = Bench::with("loud.wasm", guest.build());
+    let bench = Bench::with("loud.wasm", Guest::flooding().build());
     let (_host, plugin) = bench.plugin().await;
     let called = plugin.validate(&job(), &submission()).await;
     assert_eq!(called.result, Ok(Vec::new()));
@@ -234,35 +221,18 @@ async fn a_rewriters_change_is_kept_as_a_patch() {
 
 #[tokio::test]
 async fn a_guest_that_sleeps_in_the_host_is_ended_at_its_timeout() {
-    let bench = Bench::with("asleep.wasm", asleep().build());
+    let bench = Bench::with("asleep.wasm", Guest::asleep().build());
     let (_host, plugin) = bench.plugin().await;
     let called = plugin.validate(&job(), &submission()).await;
     assert_eq!(called.result.unwrap_err().kind, FailureKind::Timeout);
-}
-
-/// A guest that waits for an hour on the monotonic clock.
-fn asleep() -> Guest {
-    Guest::validating("(call $wait (call $subscribe (i64.const 3600000000000))) i32.const 1024")
-        .importing(
-            r#"
-  (import "wasi:io/poll@0.2.0" (instance $poll
-    (export "pollable" (type $pollable (sub resource)))
-    (export "[method]pollable.block" (func (param "self" (borrow $pollable))))))
-  (alias export $poll "pollable" (type $pollable))
-  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
-    (alias outer 1 $pollable (type $p)) (export "pollable" (type $pp (eq $p)))
-    (export "subscribe-duration" (func (param "when" u64) (result (own $pp))))))"#,
-        )
-        .calling("wait", "poll", "[method]pollable.block", "(param i32)")
-        .calling("subscribe", "clock", "subscribe-duration", "(param i64) (result i32)")
 }
 
 // One thread: a guest that kept it would keep it from the other calls, and they would end after it.
 #[tokio::test(flavor = "current_thread")]
 async fn busy_guests_do_not_hold_the_thread_that_other_calls_need() {
     let mut bench = Bench::with("busy.wasm", Guest::validating(&format!("{FOREVER} unreachable")).build());
-    bench.put("asleep.wasm", asleep().build());
-    bench.put("fills.wasm", filling().build());
+    bench.put("asleep.wasm", Guest::asleep().build());
+    bench.put("fills.wasm", Guest::filling().build());
     bench.put("talks.wasm", Guest::talking("unreachable").build());
     bench.put("good.wasm", Guest::harmless().build());
     bench.limits.timeout = Duration::from_secs(600);
@@ -292,28 +262,57 @@ async fn busy_guests_do_not_hold_the_thread_that_other_calls_need() {
 // One thread, as above.
 #[tokio::test(flavor = "current_thread")]
 async fn a_guest_whose_instances_take_long_to_make_does_not_hold_the_thread_that_other_calls_need() {
-    let mut bench = Bench::with("links.wasm", Guest::linking(5_000, 190).build());
-    bench.put("good.wasm", Guest::harmless().build());
+    let guest = Guest::linking(5_000, 190);
+    let mut bench = Bench::with("good.wasm", Guest::harmless().build());
+    bench.put("links.wasm", guest.build());
+    // Two that pause before they make them.
+    bench.put("grows.wasm", guest.clone().pages(81).build());
+    bench.put("reads.wasm", guest.clone().build());
+    bench.put("reads.toml", format!("read = [{:?}]", bench.cache.path()));
+    bench.put("fails.wasm", guest.failing_at_random().build());
     bench.limits.timeout = Duration::from_secs(600);
     let host = bench.host().await;
-    let (links, good) = (host.plugin("links").unwrap(), host.plugin("good").unwrap());
-    // Whatever the first call has shown.
-    for _ in 0..2 {
-        let links = links.clone();
-        let mut hostile = tokio::task::JoinSet::new();
-        hostile.spawn(async move { links.validate(&job(), &submission()).await.result });
-        let mut answered = 0;
-        let ended = loop {
-            if let Some(ended) = hostile.try_join_next() {
-                break ended.unwrap();
+    for name in ["links", "grows", "reads"] {
+        // Whatever the first call has shown.
+        for _ in 0..2 {
+            let (ended, answered) = beside(&host, name).await;
+            assert_eq!(ended, Ok(Vec::new()));
+            assert!(answered > 2, "{name}: others were answered {answered} times meanwhile");
+        }
+    }
+    // Whatever one has shown that failed before it came to them.
+    let mut failed = false;
+    for _ in 0..100 {
+        let (ended, answered) = beside(&host, "fails").await;
+        match ended {
+            Err(error) => {
+                assert_eq!(error.kind, FailureKind::Trap);
+                failed = true;
             }
-            assert_eq!(good.validate(&job(), &submission()).await.result, Ok(Vec::new()));
-            answered += 1;
-            tokio::task::yield_now().await;
-        };
-        assert_eq!(ended, Ok(Vec::new()));
-        println!("others were answered {answered} times meanwhile");
-        assert!(answered > 2);
+            Ok(_) => {
+                assert!(answered > 2, "others were answered {answered} times meanwhile");
+                if failed {
+                    return;
+                }
+            }
+        }
+    }
+    panic!("it never answered after it had failed");
+}
+
+/// How a call of this plugin ends, and how often another one answers meanwhile.
+async fn beside(host: &PluginHost, name: &str) -> (Result<Vec<Problem>, CallError>, usize) {
+    let (plugin, good) = (host.plugin(name).unwrap(), host.plugin("good").unwrap());
+    let mut hostile = tokio::task::JoinSet::new();
+    hostile.spawn(async move { plugin.validate(&job(), &submission()).await.result });
+    let mut answered = 0;
+    loop {
+        if let Some(ended) = hostile.try_join_next() {
+            return (ended.unwrap(), answered);
+        }
+        assert_eq!(good.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+        answered += 1;
+        tokio::task::yield_now().await;
     }
 }
 
@@ -329,8 +328,8 @@ async fn what_hostile_guests_took_is_given_back_and_their_failures_are_counted_a
     let guests = [
         ("loops", Guest::validating(&format!("{FOREVER} unreachable")), "timeout", Some("timeout of 200 ms")),
         ("starts", Guest::harmless().starting(FOREVER), "timeout", Some("timeout of 200 ms")),
-        ("sleeps", asleep(), "timeout", Some("timeout of 200 ms")),
-        ("fills", filling(), "timeout", Some("timeout of 200 ms")),
+        ("sleeps", Guest::asleep(), "timeout", Some("timeout of 200 ms")),
+        ("fills", Guest::filling(), "timeout", Some("timeout of 200 ms")),
         ("recurses", deep, "trap", Some("call stack")),
         ("grows", Guest::validating(memory), "memory", Some("memory of 128 MiB")),
         ("two", Guest::harmless().pages(1100).fields("(memory $second 1100)"), "memory", Some("memory of 128 MiB")),
@@ -378,20 +377,9 @@ async fn what_hostile_guests_took_is_given_back_and_their_failures_are_counted_a
     assert_eq!(loops.hooks[0].failures, [("timeout", 4)]);
 }
 
-/// A guest that fills and copies 100 MiB again and again: each time one instruction, which nothing can interrupt.
-fn filling() -> Guest {
-    Guest::validating(
-        "(drop (memory.grow (i32.const 1600)))
-         (loop $again
-           (memory.fill (i32.const 32768) (i32.const 1) (i32.const 100000000))
-           (memory.copy (i32.const 32768) (i32.const 65536) (i32.const 100000000))
-           (br $again)) unreachable",
-    )
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_calls_that_cannot_be_interrupted_each_end_and_give_back_what_they_held() {
-    let mut bench = Bench::with("fills.wasm", filling().build());
+    let mut bench = Bench::with("fills.wasm", Guest::filling().build());
     bench.put("good.wasm", Guest::harmless().build());
     bench.put("fills.toml", "timeout = \"100ms\"");
     bench.limits.timeout = Duration::from_secs(600);
