@@ -68,14 +68,16 @@ fn remove_job(jobs_dir: &Path, job: &RemovedJob) -> bool {
         let path = directory.join(dataset);
         all &= gone(&path, std::fs::remove_file(&path));
     }
-    all & gone(&directory, std::fs::remove_dir(&directory))
+    let left = std::fs::remove_dir(&directory);
+    let is_its_user_s = left.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::DirectoryNotEmpty);
+    all && (is_its_user_s || gone(&directory, left))
 }
 
-/// Whether something is there no more, or stays for its user.
+/// Whether something is there no more.
 fn gone(path: &Path, result: io::Result<()>) -> bool {
     match result {
         Ok(()) => true,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Err(error) => {
             tracing::warn!(%error, path = %path.display(), "could not be removed; the next start and `taxiway gc` try it again");
             false

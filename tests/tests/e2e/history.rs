@@ -1,8 +1,13 @@
 //! What is kept of jobs that have ended, and how it goes.
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::Value;
-use taxiway_tests::{Client, Place, sh};
+use taxiway_tests::{Client, Place, Random, sh};
+
+/// How many times a service is killed while it removes jobs.
+const KILLS: u64 = 12;
 
 async fn remove(client: &Client, id: &str) -> u16 {
     client.request(Method::DELETE, &format!("/api/v1/jobs/{id}")).send().await.status.as_u16()
@@ -41,6 +46,42 @@ async fn an_ended_job_shows_its_attempts_until_it_is_removed_with_all_that_was_k
     let audit = server.get("/audit?limit=1").await.expect(200).json();
     assert_eq!((&audit["items"][0]["action"], &audit["items"][0]["actor"]), (&"remove".into(), &"admin".into()));
     assert!(audit["next_cursor"].is_string());
+}
+
+#[tokio::test]
+async fn a_job_that_a_killed_service_was_removing_is_there_with_its_files_or_gone_with_them() {
+    let mut random = Random::of_seed(20_260_131);
+    let mut server = Place::new().start().await;
+    let mut events = server.events().await;
+    for _ in 0..KILLS {
+        let mut jobs = Vec::new();
+        for _ in 0..4 {
+            jobs.push(server.submit(sh("true")).await.id().to_owned());
+        }
+        for job in &jobs {
+            assert_eq!(events.end_of(job).await, "completed");
+        }
+        let removing = jobs.into_iter().map(|job| {
+            let client = server.client().clone();
+            tokio::spawn(async move {
+                let answer = client.request(Method::DELETE, &format!("/api/v1/jobs/{job}")).try_send().await;
+                (job, answer.is_ok_and(|answer| answer.expect(204).status == 204))
+            })
+        });
+        let removing: Vec<_> = removing.collect();
+        // What is waited for here is nothing: the moment is the test.
+        tokio::time::sleep(Duration::from_micros(random.below(10_000))).await;
+        server = server.kill().await.start().await;
+        events.resume(&server).await;
+        // Answered when the service has gone on with what the one before had begun.
+        server.post_nothing("/gc").await.expect(200);
+        for job in removing {
+            let (job, acknowledged) = job.await.expect("it only asks");
+            let is_there = server.get(&format!("/jobs/{job}")).await.status == 200;
+            assert!(!(acknowledged && is_there), "{job} has come back");
+            assert_eq!(server.place().jobs_dir().join(&job).exists(), is_there, "{job}: its files");
+        }
+    }
 }
 
 #[tokio::test]
