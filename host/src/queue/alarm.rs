@@ -2,14 +2,13 @@
 //!
 //! `not_before` and the end of a retry's pause are times of the clock on the wall, so the alarm goes by that clock. The runtime's
 //! timers go by CLOCK_MONOTONIC, which stands still while the machine is suspended and knows nothing of a clock that is set. A
-//! timer of the kernel on CLOCK_REALTIME counts the one and tells of the other (timerfd_create(2)), and wakes nobody before.
+//! timer of the kernel on CLOCK_REALTIME counts the one and follows the other (timerfd_create(2)), and wakes nobody before.
 
 use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, TimerSetTimeFlags};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
@@ -44,22 +43,16 @@ impl Alarm {
         self.at = at;
         let timer = &self.timer.get_ref().0;
         let result = match at {
-            Some(at) => {
-                let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-                timer.set(Expiration::OneShot(since_the_epoch(at)), flags)
-            }
+            Some(at) => timer.set(Expiration::OneShot(since_the_epoch(at)), TimerSetTimeFlags::TFD_TIMER_ABSTIME),
             None => timer.unset(),
         };
-        match result {
-            // The clock was set since it was last asked; the timer is right all the same (timerfd_create(2), NOTES).
-            Ok(()) | Err(Errno::ECANCELED) => {}
-            Err(error) => {
-                tracing::error!(%error, ?at, "the alarm cannot be set: what waits for that time waits longer")
-            }
+        if let Err(error) = result {
+            // The kernel has no reason to.
+            tracing::error!(%error, ?at, "the alarm cannot be set: what waits for that time waits longer");
         }
     }
 
-    /// Waits until the time has come, or the clock was set. It has to be set again after that.
+    /// Waits until the time has come. It has to be set again after that.
     pub(super) async fn rung(&mut self) {
         if self.at.is_none() {
             return pending().await;
