@@ -1,7 +1,10 @@
-//! The floor: the same component in a bare wasmtime loop, with a fresh store and instance for each call.
+//! The floor: the same component in a bare wasmtime loop, with a fresh store and instance for each call. Instances and their memories
+//! come from where the service has them: wasmtime's allocator on demand, and [`Memories`].
 
+use crate::memory::Memories;
 use serde_json::json;
 use std::path::Path;
+use std::sync::Arc;
 use taxiway_plugin_host::JobView;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Config, Engine, Store};
@@ -54,7 +57,9 @@ pub struct Bare {
 
 impl Bare {
     pub fn new(component: &Path) -> Bare {
-        let engine = Engine::new(Config::new().epoch_interruption(true)).expect("an engine");
+        let mut config = Config::new();
+        config.epoch_interruption(true).with_host_memory(Arc::new(Memories)).memory_init_cow(false);
+        let engine = Engine::new(&config).expect("an engine");
         let compiled = Component::from_file(&engine, component).expect("it compiles");
         let mut linker: Linker<State> = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).expect("WASI links");

@@ -1,21 +1,27 @@
 //! What plugins cost, as one line of JSON with times in microseconds unless a name says otherwise:
 //!
 //! - one `validate` with a configuration of 1 KiB and every limit on, beside the same component in a bare wasmtime loop
-//!   ([`bare`]), in turns, so that both meet the same machine;
+//!   with the same allocators ([`bare`]), in turns, so that both meet the same machine;
 //! - the same check as a Python subprocess and as an HTTP service on loopback ([`others`]);
 //! - loading fifty plugins from a warm cache;
-//! - what hostile guests do to others ([`hostile`]).
+//! - what hostile guests do to others when they are called ([`hostile`]), and files that never come into force when they are loaded
+//!   ([`refused`]).
 //!
 //! `cargo bench -p taxiway-plugin-host --bench call -- COMPONENT.wasm MANIFEST.toml [CALLS]`
 //!
 //! The component is one that judges `batch_size`, such as `plugins/examples/batch-limit`.
 
 mod bare;
+mod beside;
 #[path = "../../tests/all/guest.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod guest;
 mod hostile;
+#[path = "../../src/memory.rs"]
+#[allow(dead_code, unused_imports, reason = "its tests run elsewhere")]
+mod memory;
 mod others;
+mod refused;
 
 use bare::Bare;
 use serde_json::{Value, json};
@@ -67,6 +73,7 @@ async fn measure(component: PathBuf, manifest: PathBuf, calls: usize) -> Value {
         "call": call(&component, &manifest, &job, &context, calls).await,
         "load": load(&component, &manifest).await,
         "hostile": hostile::measure(std::env::current_exe().expect("its own path"), &job, &context).await,
+        "refused": refused::measure(std::env::current_exe().expect("its own path"), &job, &context).await,
     })
 }
 
