@@ -7,8 +7,8 @@
 //! shown that they [are short](Steps). There are never more of these threads than places for calls.
 //!
 //! Making instances takes and returns memory all the time. A thread that has to wait for a core while it does so would keep
-//! others from that meanwhile (mmap_lock). So only the guest's own code runs at the lower priority: the call [tells](guest_begins) when that
-//! begins, and where more instances are to be made after it (a module's start function comes between them) they are made on
+//! others from that meanwhile (mmap_lock). So only the guest's own code runs at the lower priority: the call [tells](guest_goes_on) when that
+//! is its turn, and where more instances are to be made after it (a module's start function comes between them) they are made on
 //! [another thread](needs_another_thread), since a priority that was lowered cannot be raised.
 
 use futures_util::FutureExt;
@@ -238,8 +238,8 @@ thread_local! {
     static STANDS: Cell<Stands> = const { Cell::new(Stands::Callers) };
 }
 
-/// The call that is polled comes to its guest's code.
-pub fn guest_begins() {
+/// The call that is polled goes on with its guest's code.
+pub fn guest_goes_on() {
     if STANDS.get() == Stands::Usual {
         stand_behind(BUSY);
         STANDS.set(Stands::Behind);

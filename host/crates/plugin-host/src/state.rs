@@ -66,6 +66,11 @@ impl Trace {
         !self.busy.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether it leaves, or has left.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
     /// Keeps that the host refused a request; `what` is safe to show.
     pub fn deny(&self, what: String) {
         self.refused_requests.fetch_add(1, Ordering::Relaxed);

@@ -38,6 +38,12 @@ impl Turn {
         self.instances_made = true;
     }
 
+    /// Whether more instances may be made after the guest was left.
+    fn leave(&mut self) -> bool {
+        self.depth -= 1;
+        self.depth == 0 && !self.instances_made
+    }
+
     /// Whether it is over. Then the next one begins.
     fn is_over(&mut self) -> bool {
         let now = self.ticks.now();
@@ -65,21 +71,27 @@ impl CallHookHandler<State> for Turns {
         match hook {
             CallHook::CallingWasm => {
                 state.turn.depth += 1;
-                apart::guest_begins();
+                if state.turn.instances_made || state.trace.is_busy() {
+                    apart::guest_goes_on();
+                }
             }
             CallHook::CallingHost => {}
             CallHook::ReturningFromHost => {
-                if state.turn.is_over() {
-                    if state.turn.is_one_of_many() {
-                        state.trace.set_busy();
-                    }
+                let over = state.turn.is_over();
+                if over && state.turn.is_one_of_many() {
+                    state.trace.set_busy();
+                }
+                // A start function that is over within its turn is not worth a thread. In one step it can do no more, as long as it
+                // has little memory.
+                if over || state.trace.is_busy() {
+                    apart::guest_goes_on();
+                }
+                if over {
                     tokio::task::yield_now().await;
                 }
             }
             CallHook::ReturningFromWasm => {
-                state.turn.depth -= 1;
-                // A start function has ended.
-                if state.turn.depth == 0 && !state.turn.instances_made && apart::needs_another_thread() {
+                if state.turn.leave() && apart::needs_another_thread() {
                     tokio::task::yield_now().await;
                 }
             }

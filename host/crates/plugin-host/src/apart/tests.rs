@@ -102,7 +102,7 @@ async fn only_the_guests_own_code_stands_behind_others() {
             // Pauses while instances are made change nothing.
             tokio::task::yield_now().await;
             seen.push(niceness());
-            guest_begins();
+            guest_goes_on();
             seen.push(niceness());
             tokio::task::yield_now().await;
             if needs_another_thread() {
@@ -121,7 +121,7 @@ async fn only_the_guests_own_code_stands_behind_others() {
 async fn a_call_on_its_callers_thread_changes_nothing_of_that() {
     let usual = niceness();
     let call = async {
-        guest_begins();
+        guest_goes_on();
         assert!(!needs_another_thread());
         ((niceness(), thread::current().id()), ())
     };
@@ -149,7 +149,7 @@ async fn what_a_call_held_that_ended_is_given_back_at_the_usual_priority() {
         let held = Held(sender.clone());
         let call = async move {
             tokio::task::yield_now().await;
-            guest_begins();
+            guest_goes_on();
             (niceness(), held)
         };
         assert_eq!(answered(call, &AtomicBool::new(true), &steps).await, niceness().max(BUSY));
@@ -164,7 +164,7 @@ async fn what_a_call_held_that_nobody_waits_for_is_given_back_at_the_usual_prior
     let (begun, mut begins) = tokio::sync::mpsc::channel(1);
     let call = async move {
         let _held = Held(sender);
-        guest_begins();
+        guest_goes_on();
         begun.send(niceness()).await.unwrap();
         pending::<((), ())>().await
     };

@@ -98,23 +98,21 @@ unsafe impl MemoryCreator for Told {
     }
 }
 
-/// A component whose modules have a memory of so many pages each and a start function, which computes for so many turns of a loop.
-fn starting(pages: u32, turns: u32) -> Vec<u8> {
+/// A component whose modules have a memory of so many pages each and a start function, which computes until it stands behind others
+/// if it is to compute `long`.
+fn starting(pages: u32, long: bool) -> Vec<u8> {
+    let again = if long { "(br_if $again (i32.eqz (call $tell)))" } else { "(drop (call $tell))" };
     let text = format!(
         r#"(component
-  (import "tell" (func $tell))
+  (import "tell" (func $tell (result bool)))
   (core func $told (canon lower (func $tell)))
   (core instance $host (export "tell" (func $told)))
   (core module $starts
-    (import "host" "tell" (func $tell))
+    (import "host" "tell" (func $tell (result i32)))
     (memory {pages})
-    (func $start (local $i i32)
-      (loop $next
-        (local.set $i (i32.add (local.get $i) (i32.const 1)))
-        (br_if $next (i32.lt_u (local.get $i) (i32.const {turns}))))
-      (call $tell))
+    (func $start (loop $again {again}))
     (start $start)
-    (func (export "answer") (call $tell)))
+    (func (export "answer") (drop (call $tell))))
   (core instance (instantiate $starts (with "host" (instance $host))))
   (core instance (instantiate $starts (with "host" (instance $host))))
   (core instance $last (instantiate $starts (with "host" (instance $host))))
@@ -134,9 +132,10 @@ async fn instances_are_made_at_the_usual_priority_and_the_guest_runs_behind_othe
     let readable = tempfile::tempdir().unwrap();
     // Beside one without them, with what makes a call pause before and between its instances: a directory that is opened, more memory
     // than a guest has without a thread to itself, and start functions that compute for longer than a turn.
-    for (pages, turns, read) in
-        [(1, 1, vec![]), (1, 1, vec![readable.path().to_owned()]), (81, 1, vec![]), (1, 20_000_000, vec![])]
+    for (pages, long, read) in
+        [(1, false, vec![]), (1, false, vec![readable.path().to_owned()]), (81, false, vec![]), (1, true, vec![])]
     {
+        let (usual, behind) = (niceness(), niceness().max(10));
         let (seen, all) = mpsc::channel();
         let mut config = Config::new();
         config
@@ -148,10 +147,10 @@ async fn instances_are_made_at_the_usual_priority_and_the_guest_runs_behind_othe
         let seen = Mutex::new(seen);
         let told = move |_: wasmtime::StoreContextMut<'_, State>, (): ()| {
             seen.lock().unwrap().send(("guest", niceness())).unwrap();
-            Ok(())
+            Ok((niceness() == behind,))
         };
         linker.root().func_wrap("tell", told).unwrap();
-        let component = Component::new(&engine, starting(pages, turns)).unwrap();
+        let component = Component::new(&engine, starting(pages, long)).unwrap();
         let component = linker.instantiate_pre(&component).unwrap();
         let limits = Limits::default();
         let runtime = Runtime {
@@ -166,8 +165,12 @@ async fn instances_are_made_at_the_usual_priority_and_the_guest_runs_behind_othe
         let mut call = Call::begin(&plugin, Hook::Validate, "job", false);
         let result = call.run(PATIENCE, |store| async move { answer(component, store).await }.boxed()).await;
         call.end(result).result.unwrap();
-        let (made, ran) = (("memory", niceness()), ("guest", niceness().max(10)));
         let seen: Vec<_> = all.try_iter().collect();
-        assert_eq!(seen, [made, ran, made, ran, made, ran, ran], "{pages} pages, {turns} turns, {read:?}");
+        let of = |what| move |seen: &&Seen| seen.0 == what;
+        assert_eq!(seen.iter().filter(of("memory")).collect::<Vec<_>>(), [&("memory", usual); 3], "{seen:?}");
+        assert_eq!(seen.last(), Some(&("guest", behind)), "{pages} pages, {long}: {seen:?}");
+        if pages > 1 {
+            assert!(seen.iter().filter(of("guest")).all(|seen| seen.1 == behind), "{seen:?}");
+        }
     }
 }
