@@ -1,7 +1,8 @@
 //! Arming: getting the next job in line ready while its slot is still taken.
 //!
 //! One launch is on its way for the next job with GPUs and one for the next without, more when jobs name GPUs that differ, and
-//! one more behind each of these: where jobs are shorter than arming takes, it is ready when its turn comes. A launch is
+//! one more behind each of these, or [several](super::pace) where jobs are shorter than arming takes: they are ready when their
+//! turn comes. A launch is
 //! read and judged (`Planning`), its directory made (`Preparing`), its intent made durable (`Intending`), its shim started
 //! (`Spawning`), `Ready`. Disarming takes it back from any of these; it is over when the shim is gone and the store has forgotten
 //! the launch.
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 use super::handle::Mode;
 use super::owner::{Done, Hooks, LaunchVerdict, Owner};
+use super::pace::Pace;
 use super::slots::SlotId;
 use crate::gpu::Looked;
 use crate::store::{Change, End, NextAttempt, StoreError};
@@ -29,10 +31,6 @@ const VERDICT_AGE: Duration = Duration::from_secs(10);
 /// Places in line that are looked through for jobs whose GPUs none before them waits for. Only a line that begins with jobs that
 /// name their GPUs is looked through at all; were a thousand of them at its front, those behind wait for one to start.
 const LOOKED_THROUGH: usize = 1000;
-
-/// Jobs that are armed behind each that is next. With none, a line of one-millisecond jobs goes as fast as one job after the
-/// other is armed; each costs a waiting shim, and work for nothing when the line changes.
-const AHEAD: usize = 1;
 
 /// A launch that was not told to start.
 pub(super) struct Armed {
@@ -88,6 +86,13 @@ pub(super) struct Candidate {
     pub(super) slots: Vec<SlotId>,
 }
 
+/// One that follows a candidate.
+struct Following {
+    /// How many stand between the two.
+    place: usize,
+    job: Candidate,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Planning,
@@ -118,10 +123,12 @@ impl Owner {
             let candidates = if runs { self.candidates() } else { Vec::new() };
             let following = self.following(&candidates);
             self.drop_what_lost_its_place(&candidates, &following);
+            let ahead = self.pace.ahead();
+            let wanted = following.iter().filter(|following| following.place < ahead).map(|following| &following.job);
             self.pauses.keep(|job| candidates.iter().any(|candidate| candidate.job == job));
             // Each start makes room for the next in line, which may be ready already.
             if !candidates.iter().any(|candidate| self.start_ready(candidate)) {
-                candidates.iter().chain(&following).for_each(|candidate| self.arm_next(candidate));
+                candidates.iter().chain(wanted).for_each(|candidate| self.arm_next(candidate));
                 for armed in &mut self.armed {
                     armed.behind = !candidates.iter().any(|candidate| candidate.job == armed.job);
                 }
@@ -177,9 +184,9 @@ impl Owner {
         candidates
     }
 
-    /// The jobs that will be next once the candidates have started. Jobs that plugins judge at their launch are judged when they
-    /// are next, and those that name their GPUs may be next for others by then.
-    fn following(&self, candidates: &[Candidate]) -> Vec<Candidate> {
+    /// The jobs that will be next once the candidates have started, as many behind each as may be armed at most. Jobs that plugins
+    /// judge at their launch are judged when they are next, and those that name their GPUs may be next for others by then.
+    fn following(&self, candidates: &[Candidate]) -> Vec<Following> {
         let mut following = Vec::new();
         let names_gpus = |entry: &Entry| entry.terms().is_some_and(Terms::choose_gpus);
         for candidate in candidates {
@@ -193,20 +200,27 @@ impl Owner {
                 behind.filter_map(|job| Some((job, self.jobs.get(job).filter(|entry| entry.busy != Busy::Leaving)?)));
             following.extend(
                 entries
-                    .take(AHEAD)
-                    .take_while(|(_, entry)| {
+                    .take(Pace::MOST)
+                    .enumerate()
+                    .take_while(|(place, (_, entry))| {
                         let fits = entry.gpus() == 0 || entry.gpus() as usize <= candidate.slots.len();
-                        fits && !names_gpus(entry) && !self.hooks.judges_launch(entry.profile.as_deref())
+                        // The start of one member of an array may be what keeps the others waiting.
+                        let stays = *place == 0 || entry.terms().is_none_or(|terms| terms.array.is_none());
+                        let is_judged = self.hooks.judges_launch(entry.profile.as_deref());
+                        fits && stays && !names_gpus(entry) && !is_judged
                     })
-                    .map(|(job, entry)| Candidate { job, gpus: entry.gpus(), slots: candidate.slots.clone() }),
+                    .map(|(place, (job, entry))| {
+                        let slots = candidate.slots.clone();
+                        Following { place, job: Candidate { job, gpus: entry.gpus(), slots } }
+                    }),
             );
         }
         following
     }
 
     /// Takes back what is armed and not among the next any more.
-    fn drop_what_lost_its_place(&mut self, candidates: &[Candidate], following: &[Candidate]) {
-        let next = candidates.iter().chain(following);
+    fn drop_what_lost_its_place(&mut self, candidates: &[Candidate], following: &[Following]) {
+        let next = candidates.iter().chain(following.iter().map(|following| &following.job));
         let lost = |armed: &&Armed| !armed.unwanted && !next.clone().any(|candidate| candidate.job == armed.job);
         let lost: Vec<JobId> = self.armed.iter().filter(lost).map(|armed| armed.job).collect();
         for job in lost {

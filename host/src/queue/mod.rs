@@ -19,6 +19,7 @@ mod gpus;
 mod handle;
 mod operate;
 mod owner;
+mod pace;
 mod pause;
 mod recover;
 mod run;

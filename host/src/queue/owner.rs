@@ -24,6 +24,7 @@ use super::gpus::{Gpus, Watch};
 use super::handle::{
     Command, Mode, Operation, Queue, QueueError, Standing, Submission, Summary, Verb, WAITING_COMMANDS,
 };
+use super::pace::Pace;
 use super::pause::Pauses;
 use super::slots::{SlotGpu, Slots, Taken};
 use crate::gpu::{Fault, Looked, Measured, Missing, Released};
@@ -128,6 +129,7 @@ pub async fn start(options: Options) -> Result<Queue, StartError> {
         gpus,
         armed: Vec::new(),
         pauses: Pauses::default(),
+        pace: Pace::default(),
         live: HashMap::new(),
         recovering: HashMap::new(),
         silent: HashMap::new(),
@@ -190,6 +192,8 @@ pub(super) struct Owner {
     pub(super) armed: Vec<Armed>,
     /// Arming failed for reasons that are not the jobs': when to try again, and why it failed.
     pub(super) pauses: Pauses,
+    /// How far ahead of the line launches are armed.
+    pub(super) pace: Pace,
     /// Launches that were told to start.
     pub(super) live: HashMap<LaunchId, Live>,
     /// Armed launches of the previous service that are not settled, and whose they are.

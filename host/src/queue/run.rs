@@ -220,6 +220,10 @@ impl Owner {
         self.slots.free(launch, ended.ended_at);
         if let Ending::Record(record) = &ending {
             self.then.confirm.push(launch);
+            if let Some(process) = &record.process {
+                let ran = record.ended.monotonic_ns.saturating_sub(process.at.monotonic_ns);
+                self.pace.ran(Duration::from_nanos(ran));
+            }
             // A start that was never reported, as after an adoption: no job ends without having run.
             if state == State::Pending
                 && let Some(process) = &record.process

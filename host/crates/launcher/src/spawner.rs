@@ -26,8 +26,9 @@ use crate::clock::boottime_ns;
 use crate::processes::{self, Ending, UNKILLABLE_NS};
 use crate::wire::{SPAWNER_ARGUMENT, SPAWNER_NAME, SpawnerReport, encode};
 
-/// How many shims wait for another launch at most: those of the job that has just ended and of the two that are armed behind it.
-const FREE_MOST: usize = 3;
+/// How many shims wait for another launch at most: those of the job that has just ended and of the five that are armed behind it in a
+/// line of jobs that are over at once.
+const FREE_MOST: usize = 6;
 
 /// How long one waits: much longer than from one short job to the next.
 const FREE_NS: u64 = 20_000_000;
