@@ -148,10 +148,10 @@ impl Writer {
     /// The same when every unit is right, as nearly always: without a savepoint for each, for which SQLite would copy every
     /// page that a unit touches.
     fn commit_at_once(&mut self, group: &VecDeque<Unit>) -> Result<Told, StoreError> {
-        let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let transaction = Begun::new(&self.connection)?;
         let mut told = Told::default();
         for change in group.iter().flat_map(|unit| &unit.changes) {
-            apply(&transaction, change, &mut told)?;
+            apply(&self.connection, change, &mut told)?;
         }
         transaction.commit()?;
         Ok(told)
@@ -205,6 +205,32 @@ impl Writer {
         }
         if told.ended {
             self.job_ended.notify_one();
+        }
+    }
+}
+
+/// A transaction that is rolled back unless it is committed. Its own statements are read by SQLite once, those of
+/// [`rusqlite::Transaction`] every time.
+struct Begun<'a>(&'a Connection);
+
+impl<'a> Begun<'a> {
+    fn new(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Self(connection))
+    }
+
+    fn commit(self) -> rusqlite::Result<()> {
+        self.0.prepare_cached("COMMIT")?.execute([]).map(drop)
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        // SQLite rolls back by itself after some errors, and a commit leaves nothing to be.
+        if !self.0.is_autocommit()
+            && let Err(error) = self.0.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "a transaction could not be rolled back");
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// How often one pass looks again for processes that were forked while it stopped the others. A fork bomb needs a handful; a
@@ -14,6 +14,9 @@ const LOOKS_MAX: usize = 64;
 
 /// How long a process may survive SIGKILL before it is reported, in nanoseconds (DESIGN §5, step 6).
 pub(crate) const UNKILLABLE_NS: u64 = 60_000_000_000;
+
+/// More than `/proc/PID/stat` ever has: 52 fields, of which a number has 20 digits at most and the name 64 bytes.
+const STAT_BYTES: usize = 2048;
 
 /// What `/proc/PID/stat` says of a process (proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,10 @@ impl Stat {
 
 /// Reads `/proc/PID/stat`; none when there is no such process.
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let mut text = [0; STAT_BYTES];
+    // The kernel makes the whole line at the first read.
+    let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
+    let text = &text[..length];
     // The name in parentheses may hold anything, parentheses and newlines included: the last one ends it.
     let after_name = text.iter().rposition(|byte| *byte == b')')? + 2;
     let rest = std::str::from_utf8(text.get(after_name..)?).ok()?;
