@@ -208,7 +208,7 @@ impl<V: Send + 'static> Drop for GivenBack<V> {
     fn drop(&mut self) {
         let Some(value) = self.value.take() else { return };
         // By way of the runtime's own threads: one that this thread made would inherit its priority.
-        self.runtime.spawn(async move { tokio::task::spawn_blocking(move || give_back(value)) });
+        self.runtime.spawn(async move { drop(tokio::task::spawn_blocking(move || give_back(value))) });
     }
 }
 
