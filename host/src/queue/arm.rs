@@ -123,12 +123,15 @@ impl Owner {
             let candidates = if runs { self.candidates() } else { Vec::new() };
             let following = self.following(&candidates);
             self.drop_what_lost_its_place(&candidates, &following);
-            let ahead = self.pace.ahead();
-            let wanted = following.iter().filter(|following| following.place < ahead).map(|following| &following.job);
+            let pace = self.pace;
+            let wanted = following.iter().filter(|following| following.place < pace.ahead(following.job.gpus));
             self.pauses.keep(|job| candidates.iter().any(|candidate| candidate.job == job));
             // Each start makes room for the next in line, which may be ready already.
             if !candidates.iter().any(|candidate| self.start_ready(candidate)) {
-                candidates.iter().chain(wanted).for_each(|candidate| self.arm_next(candidate));
+                candidates
+                    .iter()
+                    .chain(wanted.map(|following| &following.job))
+                    .for_each(|candidate| self.arm_next(candidate));
                 for armed in &mut self.armed {
                     armed.behind = !candidates.iter().any(|candidate| candidate.job == armed.job);
                 }

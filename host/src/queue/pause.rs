@@ -36,9 +36,12 @@ impl Pause {
 }
 
 impl Pauses {
-    /// Nothing is armed for a while.
+    /// Nothing is armed for a while. What fails while that lasts had begun before, and makes it no longer.
     pub(super) fn pause_all(&mut self, reason: Reason) {
-        self.all = Some(Pause::after(self.all.as_ref(), reason));
+        match &mut self.all {
+            Some(pause) if pause.until.is_some() => pause.reason = reason,
+            ended => self.all = Some(Pause::after(ended.as_ref(), reason)),
+        }
     }
 
     /// This job is not armed for a while. Who waits for the same slots waits with it.
@@ -88,5 +91,34 @@ impl Pauses {
     /// Forgets the jobs that are not next any more.
     pub(super) fn keep(&mut self, is_next: impl Fn(JobId) -> bool) {
         self.jobs.retain(|job, _| is_next(*job));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(code: &str) -> Reason {
+        Reason::new(code, "it does not work")
+    }
+
+    #[test]
+    fn several_launches_that_fail_at_once_are_one_failure() {
+        let mut pauses = Pauses::default();
+        let mut rests = Vec::new();
+        for _ in 0..3 {
+            for code in ["launcher_failed", "launcher_failed", "disk_low"] {
+                pauses.pause_all(reason(code));
+            }
+            let rest = pauses.all.as_mut().expect("it rests");
+            rests.push(rest.delay);
+            // Its time is over.
+            rest.until = None;
+        }
+        assert_eq!(rests, [FIRST, FIRST * 2, FIRST * 4]);
+        assert_eq!(pauses.reason(JobId::new()), Some(&reason("disk_low")));
+        pauses.end_all();
+        pauses.pause_all(reason("disk_low"));
+        assert_eq!(pauses.all.map(|rest| rest.delay), Some(FIRST));
     }
 }

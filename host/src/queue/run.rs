@@ -177,7 +177,7 @@ impl Owner {
         let Some(live) = self.live.remove(&launch) else { return };
         let job = live.job;
         let Some(entry) = self.jobs.get(job) else { return self.slots.free(launch, None) };
-        let state = entry.state();
+        let (state, gpus) = (entry.state(), entry.gpus());
         let stop = (state == State::Cancelling).then_some(entry.stop_target).flatten();
         let mut ended = match &ending {
             Ending::NotStarted(reason) => {
@@ -222,7 +222,7 @@ impl Owner {
             self.then.confirm.push(launch);
             if let Some(process) = &record.process {
                 let ran = record.ended.monotonic_ns.saturating_sub(process.at.monotonic_ns);
-                self.pace.ran(Duration::from_nanos(ran));
+                self.pace.ran(gpus, Duration::from_nanos(ran));
             }
             // A start that was never reported, as after an adoption: no job ends without having run.
             if state == State::Pending

@@ -40,7 +40,13 @@ impl Stat {
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
     let mut text = [0; STAT_BYTES];
     // The kernel makes the whole line at the first read.
-    let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
+    let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let length = loop {
+        match file.read(&mut text) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read.ok()?,
+        }
+    };
     let text = &text[..length];
     // The name in parentheses may hold anything, parentheses and newlines included: the last one ends it.
     let after_name = text.iter().rposition(|byte| *byte == b')')? + 2;

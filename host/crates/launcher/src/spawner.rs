@@ -2,7 +2,7 @@
 //!
 //! Starting a shim costs a fork of something small and single-threaded, not an exec, nor a copy of the host's address space. Even
 //! that is a good part of what a job costs that is over at once: a shim of such a job, of which nothing is left, waits a moment for
-//! another launch, and has given back everything of the one before by then.
+//! another launch, and has given back everything of the one before by then but some memory.
 //!
 //! Requests come one at a time, each with the launch's control socket and directory; the spawner closes both before it takes the
 //! next, so that no shim ever holds another launch's socket and the end of one always means what it says.

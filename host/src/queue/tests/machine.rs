@@ -40,6 +40,8 @@ pub(super) struct Rules {
     pub(super) barred: HashSet<JobId>,
     /// A pause was acknowledged.
     pub(super) paused: bool,
+    /// Jobs that end from now on have run for an hour, else for a millisecond.
+    pub(super) jobs_are_long: bool,
     /// GPUs or virtual slots.
     pub(super) slots: usize,
     pub(super) ends: HashMap<JobId, Truth>,

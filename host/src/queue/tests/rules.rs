@@ -1,10 +1,11 @@
 //! Single stories: what once went wrong, or would be seen only by luck among random orders.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use taxiway_job::{FailureClass, Job, Retries, State, Target};
+use taxiway_job::{ArrayId, ArrayLimit, FailureClass, Job, Retries, State, Target};
 
 use super::launch::Shim;
 use super::machine::{Kill, Known, Machine, Step};
@@ -434,4 +435,61 @@ async fn a_job_whose_row_cannot_be_read_fails_and_keeps_nobody_waiting() {
     let failure = failed.failure.expect("it failed");
     assert_eq!((failed.state, failure.class), (State::Failed, FailureClass::LaunchError));
     assert!(failure.evidence.as_ref().is_some_and(|why| why.contains("`config`")), "{failure:?}");
+}
+
+/// How many launches are armed.
+fn armed(machine: &Machine, jobs: &[Job]) -> usize {
+    jobs.iter().filter(|job| machine.shim_of(job.id) == Some(Shim::Waiting)).count()
+}
+
+#[tokio::test]
+async fn a_line_of_short_jobs_is_armed_ahead_and_a_long_job_takes_none_of_that_back() {
+    let (slots, jobs) = (virtual_slots(1), Vec::from_iter((0..12).map(|_| job(1, 0))));
+    let (machine, directory) = machine(&slots, &jobs.iter().collect::<Vec<_>>());
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    for job in &jobs {
+        service.submit(job).await;
+    }
+    service.settle(&machine, all_but_ends).await;
+    let mut seen = vec![armed(&machine, &jobs)];
+    for ended in &jobs[..8] {
+        if ended.id == jobs[4].id {
+            machine.rules(|rules| rules.jobs_are_long = true);
+        }
+        end(&service, &machine, ended, 0).await;
+        service.settle(&machine, all_but_ends).await;
+        seen.push(armed(&machine, &jobs));
+    }
+    // The next and the one behind it; after three that were short the next and four; after the first that was not as many are left as
+    // have not started.
+    assert_eq!(seen, [2, 2, 2, 5, 5, 4, 3, 2, 2]);
+    nothing_is_broken(&machine);
+}
+
+#[tokio::test]
+async fn of_an_array_no_more_is_armed_ahead_than_the_member_behind_the_next() {
+    let array = ArrayLimit { array: ArrayId::new(), max_parallel: NonZeroU32::MIN };
+    let member = || {
+        let mut job = job(1, 0);
+        job.spec.terms.array = Some(array);
+        job
+    };
+    let slots = virtual_slots(2);
+    let jobs = Vec::from_iter((0..6).map(|_| job(1, 0)).chain((0..6).map(|_| member())));
+    let (machine, directory) = machine(&slots, &jobs.iter().collect::<Vec<_>>());
+    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
+    for job in &jobs {
+        service.submit(job).await;
+    }
+    service.settle(&machine, all_but_ends).await;
+    let mut seen = Vec::new();
+    for ended in &jobs[..5] {
+        end(&service, &machine, ended, 0).await;
+        service.settle(&machine, all_but_ends).await;
+        seen.push(armed(&machine, &jobs[6..]));
+    }
+    assert_eq!(seen[..4], [0, 0, 1, 2]);
+    assert!(runs(&machine, &jobs[6]) && !runs(&machine, &jobs[7]));
+    assert_eq!(armed(&machine, &jobs), 0, "the others may not start");
+    nothing_is_broken(&machine);
 }
