@@ -64,13 +64,26 @@ fn remove_job(jobs_dir: &Path, job: &RemovedJob) -> bool {
             all &= gone(directory, std::fs::remove_dir_all(directory));
         }
     }
+    match taxiway_launcher::remove_leftovers(jobs_dir, job.id, &job.launches) {
+        Ok(go_on) => {
+            for launch in &go_on {
+                tracing::warn!(job = %job.id, %launch, "a launch of a job that was removed goes on; its directory stays until it is over");
+            }
+            all &= go_on.is_empty();
+        }
+        Err(error) => all &= gone(&directory, Err(error)),
+    }
     for dataset in DATASETS {
         let path = directory.join(dataset);
         all &= gone(&path, std::fs::remove_file(&path));
     }
-    let left = std::fs::remove_dir(&directory);
-    let is_its_user_s = left.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::DirectoryNotEmpty);
-    all && (is_its_user_s || gone(&directory, left))
+    match std::fs::remove_dir(&directory) {
+        // What is left is its user's. What has gone from it must not come back with a power cut.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            all && gone(&directory, File::open(&directory).and_then(|directory| directory.sync_all()))
+        }
+        left => gone(&directory, left) && all,
+    }
 }
 
 /// Whether something is there no more.

@@ -6,7 +6,8 @@
 //!
 //! That a job is removed, by its age or by a person, is durable before the first of its files goes, and what names its files is kept
 //! until all of them have gone. So a crash in between leaves neither a job without its files nor files that nobody knows of: the
-//! next start goes on. The logs of jobs that ended long ago go before that all the same: a disk that is full has to get space first.
+//! next start goes on. A directory that was made for a launch that no row names, because the service was killed just then, goes with
+//! its job. The logs of jobs that ended long ago go before that all the same: a disk that is full has to get space first.
 //!
 //! A job stays until every completion hook was told of its end, or was given up.
 //!

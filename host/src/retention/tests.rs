@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use taxiway_job::{Exit, JobId, LaunchId, State};
+use taxiway_job::{Exit, Handover, JobId, LaunchId, State};
 
 use super::*;
 use crate::store::{BodyHash, DeliveryId, End, NewDelivery, NewJob};
@@ -52,11 +52,12 @@ impl Place {
             deliveries: Vec::new(),
             next: None,
         };
+        let handover = Handover { gap_seconds: 0.01, parts: serde_json::Map::new() };
         let path = vec![
             Change::Submit(Box::new(new)),
             Change::Arm { job: id, attempt: 1, launch, boot_id: "boot".into() },
             Change::Go { job: id, launch, gpu_uuids: Vec::new(), at },
-            Change::Running { job: id, launch, pid: 1, start_time: 1, at, handover: None },
+            Change::Running { job: id, launch, pid: 1, start_time: 1, at, handover: Some(handover) },
             Change::End(Box::new(end)),
         ];
         self.store.commit(path).await.expect("is stored");
@@ -195,6 +196,35 @@ async fn the_files_of_a_job_that_was_removed_just_before_a_crash_go_at_the_next_
     assert_eq!(place.store.launches(job).await.expect("reads"), []);
     assert!(place.is_kept(other).await && place.log(other, other_launch).exists());
     assert_eq!(place.store.launches(other).await.expect("reads"), [other_launch]);
+}
+
+#[tokio::test]
+async fn directories_of_launches_that_no_row_names_go_with_their_job() {
+    let place = Place::new();
+    let (job, _) = place.ended(1, 10).await;
+    // The service was killed when it had made a launch's directory and had yet to store the launch.
+    let log = place.log(job, LaunchId::random());
+    let leftover = log.parent().expect("a launch");
+    std::fs::create_dir_all(leftover).expect("a directory");
+    for name in ["config.json", "exit.json", "log"] {
+        std::fs::write(leftover.join(name), "").expect("a file");
+    }
+    remove_and_crash(&place, job).await;
+    place.collect(limits()).await;
+    assert!(!place.jobs_dir().join(job.to_string()).exists(), "nothing of it is left");
+    assert_eq!(place.store.removed(None, 10).await.expect("reads"), []);
+}
+
+#[tokio::test]
+async fn the_hand_over_of_a_job_that_was_removed_is_not_listed_while_its_files_stay() {
+    let place = Place::new();
+    let ((job, _), (other, _)) = (place.ended(1, 10).await, place.ended(1, 10).await);
+    let listed = async || -> Vec<JobId> {
+        place.store.handovers(10).await.expect("reads").into_iter().map(|handover| handover.job).collect()
+    };
+    assert!(listed().await.contains(&job));
+    remove_and_crash(&place, job).await;
+    assert_eq!(listed().await, [other]);
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ pub struct Oldest {
 }
 
 impl Store {
-    /// The last hand-overs, the latest first.
+    /// The last hand-overs, the latest first. Those of jobs that were removed are not there, though what names their files may be.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -91,6 +91,7 @@ impl Store {
         self.read(move |db| {
             let mut statement = db.prepare_cached(
                 "SELECT job, attempt, started_at, handover FROM attempts WHERE handover IS NOT NULL AND started_at IS NOT NULL
+                   AND job NOT IN (SELECT job FROM removed_jobs)
                  ORDER BY started_at DESC LIMIT ?1",
             )?;
             let rows = statement.query_map(params![limit as i64], |row| {

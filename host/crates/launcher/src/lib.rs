@@ -58,6 +58,6 @@ pub use launch::{
     AdoptedPhase, ConfigFile, Event, GoError, LaunchPlan, Launcher, PrepareError, Settlement, Started, Stop,
     StoredPhase, Unsettled,
 };
-pub use local::{LocalLauncher, Options, StartError, started_alone};
+pub use local::{LocalLauncher, Options, StartError, remove_leftovers, started_alone};
 pub use record::{Clean, ExitRecord, LaunchError, Status, StoppedBy};
 pub use spawner::dispatch_spawner;

@@ -51,7 +51,7 @@ pub(super) fn find(jobs_dir: &Path, job: JobId, knows: &dyn Fn(LaunchId) -> bool
 
 /// Who holds the lock in a launch's directory. Not for a launch that this process may be settling: closing the file gives a
 /// lock of its own away.
-fn holder(directory: &Path) -> io::Result<Option<i32>> {
+pub(super) fn holder(directory: &Path) -> io::Result<Option<i32>> {
     match OpenOptions::new().read(true).write(true).open(directory.join(file::LOCK)) {
         Ok(file) => lock::holder(&file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -97,6 +97,7 @@ impl Stranger {
 
 #[cfg(test)]
 mod tests {
+    use super::super::leftover::remove_leftovers;
     use super::*;
     use crate::lock::Lock;
 
@@ -134,9 +135,14 @@ mod tests {
                 let stranger = Stranger { job, launch: alive, shim_pid: child.as_raw() };
                 assert_eq!(find(place.path(), job, &nobody).expect("readable"), Some(stranger));
                 assert_eq!(find(place.path(), job, &|launch| launch == alive).expect("readable"), None);
+                let go_on = remove_leftovers(place.path(), job, &[]).expect("can be removed");
+                assert_eq!((go_on, locked.exists()), (vec![alive], true), "a launch that goes on keeps its directory");
+                assert!(!directory.join(over.to_string()).exists(), "the other one is left over");
                 drop(stays);
                 nix::sys::wait::waitpid(child, None).expect("it is a child");
                 assert_eq!(find(place.path(), job, &nobody).expect("readable"), None, "its lock went with it");
+                assert_eq!(remove_leftovers(place.path(), job, &[]).expect("can be removed"), []);
+                assert!(!locked.exists() && directory.join("checkpoints").exists());
             }
         }
     }
