@@ -176,16 +176,14 @@ fn check_command(arguments: &[String], problems: &mut Vec<Problem>) {
 }
 
 fn check_gpus(spec: &JobSpec, gpus: &Inventory, problems: &mut Vec<Problem>) {
-    let slots = gpus.slot_count();
-    if !gpus.are_counted() {
-        // Nobody can tell what would be too much: the job waits until the GPUs can be counted.
-        return;
-    }
-    if spec.gpus > slots {
+    let (slots, are_counted) = (gpus.slot_count(), gpus.are_counted());
+    // While GPUs cannot be counted, what there may be decides; the job waits until they can. None: nobody can tell what is too much.
+    if gpus.most_slots().is_some_and(|most| spec.gpus > most) {
         let has = match slots {
             0 => "none".to_owned(),
             slots => slots.to_string(),
         };
+        let has = if are_counted { has } else { format!("{has} beside those that cannot be read now") };
         let problem = error("too-many-gpus", format!("the job asks for {} GPUs and this server has {has}", spec.gpus));
         problems.push(with_help(problem, format!("ask for at most {slots}; `gpus: 0` is a job without GPUs")));
     }
@@ -196,6 +194,10 @@ fn check_gpus(spec: &JobSpec, gpus: &Inventory, problems: &mut Vec<Problem>) {
     if spec.gpus == 0 {
         let problem = error("no-gpus", "the job asks for no GPU (`gpus` is 0) and says which GPUs it may run on");
         problems.push(with_help(problem, "leave out `gpu_memory` and `gpu_uuids`, or set `gpus`"));
+        return;
+    }
+    if !are_counted {
+        // Those that are named may be among the missing.
         return;
     }
     let gpus = gpus.gpus();

@@ -171,9 +171,13 @@ fn profiles() -> BTreeMap<String, Profile> {
 
 fn admission(plugins: &[Plugin]) -> Admission {
     let no_gpus = gpu::Settings { nvml_library: Some(PathBuf::new()), ..gpu::Settings::default() };
+    admission_with(plugins, Inventory::without_gpus(no_gpus).unwrap())
+}
+
+fn admission_with(plugins: &[Plugin], gpus: Inventory) -> Admission {
     Admission::new(Options {
         hooks: Arc::new(Plugins(plugins.to_vec())),
-        gpus: Inventory::without_gpus(no_gpus).unwrap(),
+        gpus,
         profiles: profiles(),
         grace: Duration::from_secs(30),
         jobs_dir: "/state/jobs".into(),
@@ -569,6 +573,23 @@ async fn what_a_job_asks_of_gpus_must_be_there() {
     assert_eq!(codes_of(1, large.clone()).await, ["too-many-gpus"], "a virtual slot has no memory");
     assert_eq!(codes_of(1, named).await, ["unknown-gpu"]);
     assert_eq!(codes_of(0, large).await, ["no-gpus"]);
+}
+
+#[tokio::test]
+async fn what_a_job_asks_of_gpus_that_cannot_be_read_yet_must_be_possible() {
+    let admission = admission_with(&[], gpu::tests::one_of_two_unread().await);
+    let codes_of = async |gpus: u32, terms: Terms| {
+        let draft = Draft { gpus: Some(gpus), terms, ..draft() };
+        match admission.judge(draft, "ann", false).await {
+            Ok(_) => Vec::new(),
+            Err(refusal) => codes(&refusal).iter().map(|(_, code)| (*code).to_owned()).collect::<Vec<_>>(),
+        }
+    };
+    let named = Terms { gpu_uuids: vec!["GPU-of-which-nothing-is-known".into()], ..Terms::default() };
+    assert_eq!(codes_of(8, Terms::default()).await, [""; 0], "the other one may be cut into seven");
+    assert_eq!(codes_of(9, Terms::default()).await, ["too-many-gpus"]);
+    assert_eq!(codes_of(1, named.clone()).await, [""; 0], "it may be the other one");
+    assert_eq!(codes_of(0, named).await, ["no-gpus"]);
 }
 
 #[tokio::test]

@@ -158,6 +158,17 @@ pub struct Missing {
     pub why: String,
 }
 
+/// More instances (MIG) no GPU can be cut into (NVIDIA's MIG user guide, "Supported MIG profiles").
+const MOST_INSTANCES: u32 = 7;
+
+impl Missing {
+    /// How many slots this makes at most; none where nobody knows how many GPUs it stands for.
+    #[must_use]
+    pub fn most_slots(&self) -> Option<u32> {
+        self.index.map(|_| MOST_INSTANCES)
+    }
+}
+
 impl Inventory {
     /// The slots that jobs can hold, without those of GPUs that are missing.
     #[must_use]
@@ -169,6 +180,12 @@ impl Inventory {
     #[must_use]
     pub fn slot_count(&self) -> u32 {
         u32::try_from(self.0.counted().slots.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many GPUs a job can ask for at most once those that are missing can be read; none where nobody knows.
+    #[must_use]
+    pub fn most_slots(&self) -> Option<u32> {
+        self.0.counted().missing.iter().try_fold(self.slot_count(), |sum, missing| Some(sum + missing.most_slots()?))
     }
 
     /// The usable GPUs as they were when they were counted; empty where slots are virtual.
@@ -241,13 +258,19 @@ impl Inventory {
     pub async fn look(&self, uuids: &[String], ours: &[LaunchId], again: bool) -> Looked {
         let Some(reader) = &self.0.reader else { return Looked::default() };
         if again && self.0.begin_anew.swap(false, Ordering::Relaxed) {
-            reader.begin_anew();
+            self.begin_anew(reader);
         }
         let (inner, asked, ours) = (self.0.clone(), uuids.to_vec(), ours.to_vec());
         let looked = reader.ask(move |readings| Ok::<_, ReadError>(inner.look(readings, &asked, &ours))).await;
         let looked = looked.unwrap_or_else(|error| self.0.unread(uuids, &error));
         self.0.telemetry.told(&looked.faults);
         looked
+    }
+
+    /// Has NVML begin a new session. Faults that the old one has not told of are kept, for the next look at any GPU or sample of one.
+    fn begin_anew(&self, reader: &Reader) {
+        let inner = self.0.clone();
+        reader.begin_anew(move |readings| drop(inner.telemetry.note(&inner, readings.faults())));
     }
 }
 
@@ -332,4 +355,4 @@ fn view(gpu: Gpu, memory_free: u64) -> GpuView {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use super::process::Processes;
 use super::reader::{self, Reader};
 use super::select;
 use super::telemetry::Telemetry;
-use super::{Counted, Inner, Inventory, Missing, Settings, SlotGpu};
+use super::{Counted, Gpu, Inner, Inventory, Missing, Settings, SlotGpu};
 
 /// How long NVML may take to begin: without persistence mode each GPU is initialised first, which takes seconds.
 const OPENING_PATIENCE: Duration = Duration::from_secs(30);
@@ -99,15 +99,19 @@ impl Inventory {
     pub async fn count(&self) {
         let before = self.0.counted();
         let Some(reader) = self.0.reader.as_ref().filter(|_| !before.missing.is_empty()) else { return };
-        reader.begin_anew();
+        self.begin_anew(reader);
         let counted = match reader.ask_for(OPENING_PATIENCE, |readings| readings.gpus()).await {
             // GPUs may have been there a moment ago: nothing runs without them by itself.
             Ok(found) if found.gpus.is_empty() => Err(Uncounted::Empty),
-            Ok(found) => Counted::of(found, &self.0.only).map_err(|error| Uncounted::Use(error.to_string())),
+            Ok(found) => {
+                let present = found.gpus.clone();
+                let counted = Counted::of(found, &self.0.only).map_err(|error| Uncounted::Use(error.to_string()));
+                counted.map(|counted| (counted, present))
+            }
             Err(error) => Err(Uncounted::Nvml(error)),
         };
         let now = match counted {
-            Ok(counted) => before.with(counted),
+            Ok((counted, present)) => before.with(counted, &present),
             Err(why) if before.slots.is_empty() => Counted::nothing(&why),
             // What was missing is so still, and of the others a look will tell.
             Err(_) => return,
@@ -117,7 +121,7 @@ impl Inventory {
 }
 
 impl Counted {
-    fn of(found: Found, only: &[String]) -> Result<Self, OpenError> {
+    pub(super) fn of(found: Found, only: &[String]) -> Result<Self, OpenError> {
         let Found { gpus: found, unread } = found;
         let missing: Vec<Missing> =
             unread.iter().filter(|unread| select::may_mean(only, unread.index, &found)).map(Missing::unread).collect();
@@ -134,8 +138,9 @@ impl Counted {
         Self { missing: vec![Missing { label: None, index: None, why: why.to_string() }], ..Self::default() }
     }
 
-    /// These, and after them those that are found now and were not known.
-    fn with(&self, found: Self) -> Self {
+    /// These, and after them those that are found now and were not known. `present` are all that can be read, also those that the queue
+    /// may not use.
+    pub(super) fn with(&self, found: Self, present: &[Gpu]) -> Self {
         let (mut slots, mut gpus) = (self.slots.clone(), self.gpus.clone());
         for gpu in found.gpus.into_iter().filter(|gpu| self.gpu(&gpu.uuid).is_none()) {
             tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU that could not be read before");
@@ -143,14 +148,16 @@ impl Counted {
             gpus.push(gpu);
         }
         // One that is known and cannot be read just now is not missing: a look tells what is the matter with it.
-        let is_known = |missing: &Missing| gpus.iter().any(|gpu| Some(gpu.index) == missing.index);
+        // Its index may be another one than it was; of one that cannot be read only the last is known.
+        let index = |gpu: &Gpu| present.iter().find(|present| present.uuid == gpu.uuid).unwrap_or(gpu).index;
+        let is_known = |missing: &Missing| gpus.iter().any(|gpu| Some(index(gpu)) == missing.index);
         let missing = found.missing.into_iter().filter(|missing| !is_known(missing)).collect();
         Self { slots, gpus, missing }
     }
 }
 
 impl Missing {
-    fn unread(Unread { index, error }: &Unread) -> Self {
+    pub(super) fn unread(Unread { index, error }: &Unread) -> Self {
         let label = format!("GPU {index}");
         let why = format!(
             "NVML lists {label} and cannot read it ({error}), so that nothing runs there; it is asked again while a job waits (check `nvidia-smi`)"

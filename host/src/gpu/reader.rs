@@ -14,12 +14,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Questions that may wait. More wait only when the driver hangs; then they are answered so at once.
 const WAITING_QUESTIONS: usize = 32;
 
+/// What is asked a session that works before it ends.
+type LastQuestion = Box<dyn FnOnce(&dyn Readings) + Send>;
 type Question = Box<dyn FnOnce(Result<&dyn Readings, ReadError>) + Send>;
 
 enum Order {
     Answer(Question),
-    /// End the session and begin another one.
-    BeginAnew,
+    /// Ask this, end the session and begin another one.
+    BeginAnew(LastQuestion),
 }
 
 /// Hands questions to the thread. The thread ends when this is dropped.
@@ -39,7 +41,10 @@ impl Reader {
                     for order in &waiting {
                         match order {
                             Order::Answer(question) => question(readings.clone()),
-                            Order::BeginAnew => {
+                            Order::BeginAnew(last) => {
+                                if let Ok(readings) = &readings {
+                                    last(*readings);
+                                }
                                 more = true;
                                 return;
                             }
@@ -52,10 +57,11 @@ impl Reader {
     }
 
     /// Has the thread end its session with NVML and begin another one before the next question: only then NVML tells of GPUs
-    /// that came back. Left out when the thread is behind: it has no session that works then.
-    pub(super) fn begin_anew(&self) {
+    /// that came back. What the old session has not told of is lost with it: `last` is asked of it before. Left out when the thread is
+    /// behind: it has no session that works then.
+    pub(super) fn begin_anew(&self, last: impl FnOnce(&dyn Readings) + Send + 'static) {
         // An error means that it is behind, or has ended.
-        let _ = self.orders.try_send(Order::BeginAnew);
+        let _ = self.orders.try_send(Order::BeginAnew(Box::new(last)));
     }
 
     /// Has the thread answer a question.
@@ -202,9 +208,9 @@ mod tests {
         let reader = Reader::spawn(Flickering(0), PATIENCE).expect("a thread");
         let ask = |readings: &dyn Readings| readings.gpus();
         assert_eq!(reader.ask(ask).await, Err(ReadError::Absent("no driver".into())));
-        reader.begin_anew();
+        reader.begin_anew(|_| {});
         assert_eq!(reader.ask(ask).await, Ok(Found::default()));
-        reader.begin_anew();
+        reader.begin_anew(|_| {});
         assert!(reader.ask(ask).await.is_err());
     }
 }

@@ -189,6 +189,55 @@ async fn a_gpu_that_cannot_be_read_at_the_start_is_missed_and_comes_after_the_ot
     assert_eq!(in_the_way(&inventory, &uuids(&inventory), &[]).await, [None, None]);
 }
 
+/// Two GPUs of which the second alone can be read.
+pub(crate) async fn one_of_two_unread() -> Inventory {
+    let readings = two_gpus();
+    readings.unreadable.lock().unwrap().push(0);
+    inventory(settings(&[]), &readings).await
+}
+
+#[tokio::test]
+async fn a_gpu_that_cannot_be_read_may_be_cut_into_seven_and_of_all_of_them_nobody_knows() {
+    assert_eq!(one_of_two_unread().await.most_slots(), Some(1 + 7));
+    let none = Inventory::with_source(settings(&[]), mismatched(two_gpus())).await.unwrap();
+    assert_eq!(none.most_slots(), None);
+    assert_eq!(inventory(settings(&[]), &two_gpus()).await.most_slots(), Some(2));
+}
+
+#[test]
+fn a_gpu_stays_missing_when_another_one_gets_its_place_in_the_order() {
+    let unread = |index| Unread { index, error: ReadError::Nvml("uninitialized".into()) };
+    let found = |gpus: Vec<Gpu>, missing| Found { gpus, unread: vec![unread(missing)] };
+    let before = Counted::of(found(vec![gpu(1, "GPU-aabb-2")], 0), &[]).unwrap();
+    let present = vec![gpu(0, "GPU-aabb-2")];
+    let now = before.with(Counted::of(found(present.clone(), 1), &[]).unwrap(), &present);
+    assert_eq!(now.missing, [Missing::unread(&unread(1))]);
+}
+
+/// NVML, of which a new session knows nothing of the errors before it.
+struct Forgetful(FakeReadings);
+
+impl Source for Forgetful {
+    fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
+        self.0.faults.lock().unwrap().clear();
+        serve(Ok(&self.0));
+    }
+}
+
+#[tokio::test]
+async fn what_nvml_has_to_tell_of_a_gpu_is_not_lost_when_a_new_session_begins() {
+    let readings = two_gpus();
+    readings.unreadable.lock().unwrap().push(0);
+    let inventory = Inventory::with_source(settings(&[]), Forgetful(readings.clone())).await.unwrap();
+    let fault = Fault { uuid: "GPU-aabb-2".into(), trouble: Trouble::Xid(79) };
+    readings.faults.lock().unwrap().push(fault.clone());
+    inventory.count().await;
+    assert_eq!(inventory.look(&uuids(&inventory), &[], false).await.faults, [fault.clone()]);
+    readings.faults.lock().unwrap().push(fault.clone());
+    inventory.0.begin_anew.store(true, Ordering::Relaxed);
+    assert_eq!(inventory.look(&uuids(&inventory), &[], true).await.faults, [fault]);
+}
+
 #[tokio::test]
 async fn a_gpu_that_cannot_be_read_is_missed_only_where_the_queue_may_use_it() {
     let readings = two_gpus();

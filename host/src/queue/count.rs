@@ -1,7 +1,8 @@
 //! Counting the GPUs again, where NVML did not work at the start, or could not read some of them.
 //!
 //! Until it does, nobody knows which slots there are, or that there are more: jobs that need them wait, and the others go on. As
-//! long as anybody waits the GPUs are counted again, after a rest that grows from [`FIRST_REST`] to [`LONGEST_REST`].
+//! long as anybody waits the GPUs are counted again, after a rest that grows from [`FIRST_REST`] to [`LONGEST_REST`];
+//! where jobs run on others, it begins with [`FIRST_REST_BESIDE_OTHERS`] and does not begin again.
 
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use super::slots::SlotGpu;
 use crate::gpu::{Missing, Trouble};
 
 const FIRST_REST: Duration = Duration::from_millis(50);
+/// The same where other GPUs are known: the looks at these wait for a count, and an error that one of them has in the moment between two
+/// sessions is not told.
+const FIRST_REST_BESIDE_OTHERS: Duration = Duration::from_secs(2);
 /// Each time means to begin a new session with NVML, and whoever mends a driver takes minutes for it.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 
@@ -52,6 +56,35 @@ impl Uncounted {
         let sentences: Vec<&str> = self.missing.iter().map(|missing| missing.why.as_str()).collect();
         sentences.join("; ")
     }
+
+    /// How many slots this makes at most; none where nobody knows.
+    pub(super) fn most_slots(&self) -> Option<usize> {
+        self.missing.iter().map(|missing| Some(missing.most_slots()? as usize)).sum()
+    }
+
+    /// Plans the next count, if anybody waits for it. `beside_others`: some slots are known.
+    fn plan(&mut self, anybody_waits: bool, beside_others: bool) {
+        if self.under_way {
+            return;
+        }
+        match (anybody_waits, beside_others) {
+            (true, _) if self.next.is_some() => {}
+            (true, _) => {
+                if beside_others {
+                    self.rest = self.rest.max(FIRST_REST_BESIDE_OTHERS);
+                }
+                self.next = Some(Instant::now() + self.rest);
+            }
+            (false, true) => self.next = None,
+            (false, false) => (self.next, self.rest) = (None, FIRST_REST),
+        }
+    }
+
+    /// It is time to count.
+    fn begin(&mut self) {
+        (self.next, self.under_way) = (None, true);
+        self.rest = (self.rest * 2).min(LONGEST_REST);
+    }
 }
 
 impl Owner {
@@ -64,18 +97,14 @@ impl Owner {
     pub(super) fn plan_count(&mut self) {
         // A queue that is paused or drained waits for nothing.
         let anybody_waits = self.mode == Mode::Run && !self.jobs.line().is_empty();
-        let Some(uncounted) = self.uncounted.as_mut().filter(|uncounted| !uncounted.under_way) else { return };
-        if !anybody_waits {
-            (uncounted.next, uncounted.rest) = (None, FIRST_REST);
-        } else if uncounted.next.is_none() {
-            uncounted.next = Some(Instant::now() + uncounted.rest);
+        if let Some(uncounted) = &mut self.uncounted {
+            uncounted.plan(anybody_waits, self.slots.count() > 0);
         }
     }
 
     pub(super) fn count_again(&mut self) {
         let Some(uncounted) = &mut self.uncounted else { return };
-        (uncounted.next, uncounted.under_way) = (None, true);
-        uncounted.rest = (uncounted.rest * 2).min(LONGEST_REST);
+        uncounted.begin();
         let gpus = self.gpus.clone();
         self.work.push(Box::pin(async move { Done::Counted { count: gpus.count().await } }));
     }
@@ -99,5 +128,37 @@ impl Owner {
             tracing::info!(gpus = added, "jobs may have GPUs that could not be read before");
             self.check_gpus_of_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn uncounted() -> Uncounted {
+        Uncounted::of(crate::gpu::tests::one_of_two_unread().await.missing()).expect("one is missing")
+    }
+
+    #[tokio::test]
+    async fn the_rest_before_a_count_begins_anew_only_where_no_slot_is_known() {
+        for (beside_others, first) in [(false, FIRST_REST), (true, FIRST_REST_BESIDE_OTHERS)] {
+            let mut uncounted = uncounted().await;
+            uncounted.plan(true, beside_others);
+            assert!(uncounted.next.is_some());
+            assert_eq!(uncounted.rest, first);
+            uncounted.begin();
+            uncounted.plan(true, beside_others);
+            assert_eq!(uncounted.next, None, "one is under way");
+            uncounted.under_way = false;
+            uncounted.plan(false, beside_others);
+            assert_eq!(uncounted.next, None, "nobody waits");
+            uncounted.plan(true, beside_others);
+            assert_eq!(uncounted.rest, if beside_others { 2 * first } else { first });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gpu_that_cannot_be_read_makes_seven_slots_at_most() {
+        assert_eq!(uncounted().await.most_slots(), Some(7));
     }
 }

@@ -12,7 +12,7 @@ use taxiway_job::{Condition, Failure, FailureClass, Job, JobId, LaunchId, Reason
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::count::{Count, Quarantined};
+use super::count::{Count, Quarantined, Uncounted};
 use super::handle::{Mode, QueueError};
 use super::owner::{Done, Owner};
 use super::slots::SlotId;
@@ -103,10 +103,12 @@ impl Owner {
         gpus > 0 && self.slots.allowed(terms).len() < gpus as usize
     }
 
-    /// Why a job can never have as many GPUs as it asks for. Where they are not counted, nobody knows what is too many.
+    /// Why a job can never have as many GPUs as it asks for. Of those that are not counted only the most that there may be is known, if
+    /// that.
     pub(super) fn asks_too_much(&self, job: &Job) -> Option<QueueError> {
         let (asked, slots) = (job.spec.gpus, self.slots.count());
-        (asked as usize > slots && self.uncounted.is_none()).then_some(QueueError::TooManyGpus { asked, slots })
+        let uncounted = self.uncounted.as_ref().map_or(Some(0), Uncounted::most_slots)?;
+        (asked as usize > slots + uncounted).then_some(QueueError::TooManyGpus { asked, slots })
     }
 
     /// Finds out whether the GPUs of a job are there.
