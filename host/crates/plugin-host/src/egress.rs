@@ -233,13 +233,20 @@ fn shorter(asked: Option<Duration>, limit: Duration) -> Duration {
 
 /// The addresses that the target's name has right now and that may be reached. Literal addresses come this way too.
 async fn permitted_addresses(policy: &Policy, refuse: &Refusals, target: &Target) -> Result<Vec<SocketAddr>, Error> {
-    let found = tokio::net::lookup_host((target.host.as_str(), target.port))
+    let found = addresses_of(target.host.clone(), target.port)
         .await
         .map_err(|error| Error::DnsError { rcode: Some(text::clean(&error.to_string(), 200)), info_code: None })?;
-    permitted(&policy.allow_private, found).map_err(|kept_back| match kept_back {
+    permitted(&policy.allow_private, found.into_iter()).map_err(|kept_back| match kept_back {
         Some(why) => refuse.denied(&why),
         None => Error::DestinationNotFound,
     })
+}
+
+/// Looks a name up, on a thread that the runtime's own threads have made: one that a busy guest's makes inherits its priority, and
+/// works for the whole service after that.
+async fn addresses_of(host: String, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    let looked_up = tokio::spawn(async move { Ok(tokio::net::lookup_host((host.as_str(), port)).await?.collect()) });
+    looked_up.await.unwrap_or_else(|stopped| Err(stopped.into()))
 }
 
 /// The second gate: of the addresses that were found, those that may be reached. When there are none, why the last one

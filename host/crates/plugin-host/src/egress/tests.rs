@@ -317,3 +317,27 @@ fn a_ca_file_without_a_certificate_is_refused() {
     assert!(Tls::new(Some(file.path())).err().unwrap().to_string().contains("no usable certificate"));
     assert!(Tls::new(Some(std::path::Path::new("/nonexistent"))).is_err());
 }
+
+/// This thread's.
+fn niceness() -> libc::c_int {
+    // SAFETY: getpriority takes plain numbers and only reads one.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+#[test]
+fn a_busy_guest_looks_names_up_on_threads_of_the_usual_priority() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_all().build();
+    let (runtime, usual) = (runtime.unwrap(), niceness());
+    let handle = runtime.handle().clone();
+    let busy = std::thread::spawn(move || {
+        // SAFETY: setpriority takes plain numbers and changes nothing but this thread's niceness.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, usual + 5) };
+        // Whatever comes of it.
+        let _ = handle.block_on(addresses_of("localhost".into(), 80));
+        niceness()
+    });
+    assert_eq!(busy.join().unwrap(), usual + 5);
+    // There is no other thread to do this.
+    assert_eq!(runtime.block_on(tokio::task::spawn_blocking(niceness)).unwrap(), usual);
+}
