@@ -232,7 +232,7 @@ async fn what_nvml_has_to_tell_of_a_gpu_is_not_lost_when_a_new_session_begins() 
     let fault = Fault { uuid: "GPU-aabb-2".into(), trouble: Trouble::Xid(79) };
     readings.faults.lock().unwrap().push(fault.clone());
     inventory.count().await;
-    assert_eq!(inventory.look(&uuids(&inventory), &[], false).await.faults, [fault.clone()]);
+    assert_eq!(inventory.look(&uuids(&inventory), &[], false).await.faults, std::slice::from_ref(&fault));
     readings.faults.lock().unwrap().push(fault.clone());
     inventory.0.begin_anew.store(true, Ordering::Relaxed);
     assert_eq!(inventory.look(&uuids(&inventory), &[], true).await.faults, [fault]);
