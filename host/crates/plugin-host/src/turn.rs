@@ -3,7 +3,7 @@
 //!
 //! A guest that loops or calls its own functions comes to the host by itself: the epoch sends it there. One that only calls the
 //! host, one call after the other, is there anyway. So this one place sees them all; and it tells whoever has the call
-//! [apart](crate::apart) when the guest's code runs and when its instances are made.
+//! [apart] when the guest's code runs and when its instances are made.
 
 use crate::apart;
 use crate::state::State;
@@ -11,7 +11,7 @@ use crate::ticker::Ticks;
 use async_trait::async_trait;
 use wasmtime::{CallHook, CallHookHandler, StoreContextMut};
 
-/// Turns of one tick that a call may have on the caller's thread before it belongs [apart](crate::apart). One tick can fall into
+/// Turns of one tick that a call may have on the caller's thread before it belongs [apart]. One tick can fall into
 /// any call, and a move costs a plugin of a few milliseconds more than it spares; eight hostile guests at once hold two threads for
 /// 16 ms.
 const TURNS_HERE: u32 = 4;
