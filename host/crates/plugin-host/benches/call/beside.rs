@@ -42,6 +42,7 @@ pub async fn given_back(before: u64) -> u64 {
     const NEARLY: u64 = 4 << 20;
     let until = Instant::now() + Duration::from_secs(5);
     while resident_bytes() > before + NEARLY && Instant::now() < until {
+        // No event tells that memory has been given back.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     resident_bytes()
