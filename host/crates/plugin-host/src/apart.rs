@@ -9,7 +9,8 @@
 //! Making instances takes and returns memory all the time. A thread that has to wait for a core while it does so would keep
 //! others from that meanwhile (mmap_lock). So only the guest's own code runs at the lower priority: the call [tells](guest_goes_on) when that
 //! is its turn, and where more instances are to be made after it (a module's start function comes between them) they are made on
-//! [another thread](needs_another_thread), since a priority that was lowered cannot be raised.
+//! [another thread](needs_another_thread), since a priority that was lowered cannot be raised. Of a plugin whose calls begin apart
+//! one call at a time makes [its own](crate::places::Making).
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -58,7 +59,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    fn are_short(&self) -> bool {
+    pub fn are_short(&self) -> bool {
         self.short.load(Ordering::Relaxed)
     }
 
@@ -91,7 +92,7 @@ where
     H: Send + 'static,
 {
     if !steps.are_short() {
-        let (answer, spent) = go_on(call, Stands::Usual).await?;
+        let (answer, spent) = go_on(call).await?;
         if answer.is_ok() {
             steps.ended_well_after(spent);
         }
@@ -110,7 +111,7 @@ where
     .await;
     match early {
         Some(answer) => Ok(answer),
-        None => go_on(call, Stands::Behind).await.map(|(answer, _)| answer),
+        None => go_on(call).await.map(|(answer, _)| answer),
     }
 }
 
@@ -121,8 +122,8 @@ enum Said<T: Send + 'static, E: Send + 'static, H: Send + 'static> {
     Leaves(GivenBack<Call<T, E, H>>, Duration),
 }
 
-/// Runs a call on a thread of its own, which begins as it `stands`, and on others after that. Tells its processor time, too.
-async fn go_on<T, E, H>(call: Call<T, E, H>, mut stands: Stands) -> Result<(Result<T, E>, Duration), Lost>
+/// Runs a call on a thread of its own, and on others after that. Tells its processor time, too.
+async fn go_on<T, E, H>(call: Call<T, E, H>) -> Result<(Result<T, E>, Duration), Lost>
 where
     T: Send + 'static,
     E: Send + 'static,
@@ -134,20 +135,19 @@ where
         let (caller, said) = oneshot::channel();
         let runtime = Handle::current();
         thread::Builder::new().name("plugin-call".into()).spawn(move || {
-            runtime.block_on(go_on_here(call, stands, spent, caller));
+            runtime.block_on(go_on_here(call, spent, caller));
         })?;
         // Dropped without a word only when the thread unwinds.
         match said.await.map_err(|_| Lost::Panicked)? {
             Said::Ended(answer, _held, spent) => return Ok((answer, spent)),
-            Said::Leaves(left, so_far) => (call, spent, stands) = (left, so_far, Stands::Usual),
+            Said::Leaves(left, so_far) => (call, spent) = (left, so_far),
         }
     }
 }
 
-/// The call, on a thread that is nobody else's and never used again.
+/// The call, on a thread that is nobody else's and never used again, and begins at the usual priority.
 async fn go_on_here<T, E, H>(
     call: GivenBack<Call<T, E, H>>,
-    stands: Stands,
     before: Duration,
     mut caller: oneshot::Sender<Said<T, E, H>>,
 ) where
@@ -155,10 +155,7 @@ async fn go_on_here<T, E, H>(
     E: Send + 'static,
     H: Send + 'static,
 {
-    if stands == Stands::Behind {
-        stand_behind(BUSY);
-    }
-    STANDS.set(stands);
+    STANDS.set(Stands::Usual);
     let mut call = call.taken();
     let mut goes_on = false;
     let ended = poll_fn(|cx| {
@@ -271,4 +268,4 @@ fn processor_time() -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

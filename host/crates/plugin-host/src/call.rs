@@ -2,6 +2,8 @@
 
 use crate::apart::{self, Lost};
 use crate::egress::Egress;
+use crate::limits::Limits;
+use crate::places::Place;
 use crate::plugin::{Body, Loaded, Plugin};
 use crate::quantity::{show_duration, show_size};
 use crate::secret::Secrets;
@@ -13,6 +15,7 @@ use crate::view::{CallError, Called, FailureKind, Hook, LogLine};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -116,32 +119,35 @@ impl<'a> Call<'a> {
     {
         let loaded = self.loaded()?;
         let runtime = &loaded.runtime;
-        let Ok(place) = tokio::time::timeout(runtime.limits.wait, loaded.places.take()).await else {
-            let wait = show_duration(runtime.limits.wait);
-            let message =
-                format!("there was no place for its call within {wait}: others were under way; try again later");
-            return Err(Failure { limit: Some(format!("wait of {wait}")), ..Failure::new(FailureKind::Busy, message) });
-        };
+        let patience = Instant::now() + runtime.limits.wait;
+        let mut place = timeout_at(patience, loaded.places.take()).await.map_err(|_| no_place(&runtime.limits))?;
         // What it waited for a place is not its time.
         self.started = Instant::now();
-        let deadline = self.started + timeout;
         let trace = Arc::new(Trace::new(&runtime.limits));
         self.trace = Some(trace.clone());
-        let ticking = runtime.ticker.live();
         let mut state = fresh_state(loaded, self.dry_run, trace.clone());
-        let read = loaded.read.clone();
+        if !loaded.read.is_empty() {
+            let opened = timeout_at(self.started + timeout, opened(state, loaded.read.clone(), place)).await;
+            match opened {
+                Ok(Ok(opened)) => (state, place) = opened,
+                Ok(Err(error)) => return Err(classify(&error, loaded, &trace)),
+                Err(_) => return Err(timed_out(timeout)),
+            }
+        }
+        if !loaded.steps.are_short() {
+            let waits = Instant::now();
+            let making = timeout_at(patience, loaded.places.turn_to_make_instances()).await;
+            state.turn.makes_instances_by(making.map_err(|_| no_place(&runtime.limits))?);
+            // Nor is what it waited for others of its plugin.
+            self.started += waits.elapsed();
+        }
+        let deadline = self.started + timeout;
+        let ticking = runtime.ticker.live();
         let engine = runtime.engine.clone();
         let limits = runtime.limits.clone();
         let guest = async move {
             // Given back when the store is gone, also when that is after the caller was answered.
             let under_way = (place, ticking);
-            if !read.is_empty() {
-                let opened = tokio::task::spawn_blocking(move || state.open_directories(&read).map(|()| state)).await;
-                match opened.map_err(wasmtime::Error::from).flatten() {
-                    Ok(opened) => state = opened,
-                    Err(error) => return (Err(error), (None, under_way)),
-                }
-            }
             let mut store = Store::new(&engine, state);
             store.limiter_async(|state| &mut state.limiter);
             store.set_hostcall_fuel(usize::try_from(limits.transfer).unwrap_or(usize::MAX));
@@ -151,7 +157,8 @@ impl<'a> Call<'a> {
             store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Continue(1)));
             store.call_hook_async(Turns);
             let answer = enter(&mut store).await;
-            (answer, (Some(store), under_way))
+            store.data_mut().turn.instances_are_made();
+            (answer, (store, under_way))
         };
         let running = AssertUnwindSafe(apart::run(guest.boxed(), &trace.busy, &loaded.steps)).catch_unwind();
         let lost = match timeout_at(deadline, running).await {
@@ -159,10 +166,7 @@ impl<'a> Call<'a> {
             Ok(Ok(Ok(Err(error)))) => return Err(classify(&error, loaded, &trace)),
             Ok(Ok(Err(lost))) => lost,
             Ok(Err(_)) => Lost::Panicked,
-            Err(_) => {
-                let limit = format!("timeout of {}", show_duration(timeout));
-                return Err(Failure::limited(FailureKind::Timeout, limit));
-            }
+            Err(_) => return Err(timed_out(timeout)),
         };
         tracing::error!("the service failed in a plugin's call: {lost}");
         Err(Failure::new(FailureKind::HostPanic, "the service itself failed in this call; its log says more"))
@@ -273,6 +277,22 @@ fn last_failure(hook: Hook, error: &CallError) -> LastFailure {
         limit: error.limit.clone(),
         message: error.message.clone(),
     }
+}
+
+fn timed_out(timeout: Duration) -> Failure {
+    Failure::limited(FailureKind::Timeout, format!("timeout of {}", show_duration(timeout)))
+}
+
+fn no_place(limits: &Limits) -> Failure {
+    let wait = show_duration(limits.wait);
+    let message = format!("there was no place for its call within {wait}: others were under way; try again later");
+    Failure { limit: Some(format!("wait of {wait}")), ..Failure::new(FailureKind::Busy, message) }
+}
+
+/// The state with the granted directories opened. A file system that does not answer keeps the place of the call.
+async fn opened(mut state: State, read: Vec<PathBuf>, place: Place) -> wasmtime::Result<(State, Place)> {
+    let opening = move || state.open_directories(&read).map(|()| (state, place));
+    tokio::task::spawn_blocking(opening).await?
 }
 
 fn fresh_state(loaded: &Loaded, dry_run: bool, trace: Arc<Trace>) -> State {

@@ -3,6 +3,10 @@
 //! The first call of each plugin has a place that no other plugin can take; the rest share what there is. So however many
 //! places others hold with guests that never end, a plugin that answers goes on answering. Waiting for a place is not the
 //! plugin's doing: it counts neither as its time nor as its failure.
+//!
+//! Where it is not known to be quick, one call of a plugin after the other makes its instances. That is one step which nothing can
+//! interrupt, and done at the service's own priority: so a plugin keeps one core at most busy with it, however many of its calls begin
+//! at once.
 
 use crate::limits::Limits;
 use std::sync::Arc;
@@ -26,6 +30,14 @@ pub struct Places {
     /// The one that nobody else can take.
     first: Arc<Semaphore>,
     shared: Shared,
+    /// The turn to make instances.
+    making: Arc<Semaphore>,
+}
+
+/// A call's turn to make instances, which it has from the beginning and whenever no code of its guest runs.
+pub struct Making {
+    of_plugin: Arc<Semaphore>,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// A place, until it is dropped.
@@ -36,12 +48,12 @@ pub struct Place {
 
 impl Places {
     pub fn new(limits: &Limits, shared: &Shared) -> Places {
-        Places { own: places(limits.parallel), first: places(1), shared: shared.clone() }
+        Places { own: places(limits.parallel), first: places(1), shared: shared.clone(), making: places(1) }
     }
 
     /// One place, apart from all others.
     pub fn one() -> Places {
-        Places { own: places(1), first: places(1), shared: Shared(places(1)) }
+        Places { own: places(1), first: places(1), shared: Shared(places(1)), making: places(1) }
     }
 
     /// Waits for a place: among the plugin's own calls first, so that one with many calls waits for itself.
@@ -58,6 +70,26 @@ impl Places {
             },
         };
         Place { _own: own, _place: place }
+    }
+
+    /// Waits for a turn to make instances. Only for who has a place: nobody waits for a place with a turn in hand, so whoever has one
+    /// comes to its end.
+    ///
+    /// Cancel-safe: dropping the future leaves the line.
+    pub async fn turn_to_make_instances(&self) -> Making {
+        Making { of_plugin: self.making.clone(), turn: Some(permit(&self.making).await) }
+    }
+}
+
+impl Making {
+    /// It is the guest's turn, which takes as long as that likes: meanwhile others make theirs.
+    pub fn pause(&mut self) {
+        self.turn = None;
+    }
+
+    /// More instances may come: waits for another turn.
+    pub async fn go_on(&mut self) {
+        self.turn = Some(permit(&self.of_plugin).await);
     }
 }
 

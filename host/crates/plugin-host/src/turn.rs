@@ -6,6 +6,7 @@
 //! [apart] when the guest's code runs and when its instances are made.
 
 use crate::apart;
+use crate::places::Making;
 use crate::state::State;
 use crate::ticker::Ticks;
 use async_trait::async_trait;
@@ -26,16 +27,31 @@ pub struct Turn {
     /// How often the guest has been entered and not left: a host call may enter it again, to have memory for an answer.
     depth: u32,
     instances_made: bool,
+    /// None when instances are all made, or known to be made quickly.
+    making: Option<Making>,
 }
 
 impl Turn {
     pub fn first(ticks: Ticks) -> Turn {
-        Turn { begun: ticks.now(), ticks, count: 0, depth: 0, instances_made: false }
+        Turn { begun: ticks.now(), ticks, count: 0, depth: 0, instances_made: false, making: None }
     }
 
-    /// From here on the call is up to its guest.
+    /// The call makes its instances in turn with others.
+    pub fn makes_instances_by(&mut self, making: Making) {
+        self.making = Some(making);
+    }
+
+    /// From here on the call is up to its guest, or over.
     pub fn instances_are_made(&mut self) {
         self.instances_made = true;
+        self.making = None;
+    }
+
+    fn enter(&mut self) {
+        self.depth += 1;
+        if let Some(making) = &mut self.making {
+            making.pause();
+        }
     }
 
     /// Whether more instances may be made after the guest was left.
@@ -70,7 +86,7 @@ impl CallHookHandler<State> for Turns {
         let state = store.data_mut();
         match hook {
             CallHook::CallingWasm => {
-                state.turn.depth += 1;
+                state.turn.enter();
                 if state.turn.instances_made || state.trace.is_busy() {
                     apart::guest_goes_on();
                 }
@@ -83,16 +99,23 @@ impl CallHookHandler<State> for Turns {
                 }
                 // A start function that is over within its turn is not worth a thread. In one step it can do no more, as long as it
                 // has little memory.
-                if over || state.trace.is_busy() {
-                    apart::guest_goes_on();
-                }
+                let goes_on = over || state.trace.is_busy();
+                // It may leave the caller's thread here, for one that stands as usual.
                 if over {
                     tokio::task::yield_now().await;
                 }
+                if goes_on {
+                    apart::guest_goes_on();
+                }
             }
             CallHook::ReturningFromWasm => {
-                if state.turn.leave() && apart::needs_another_thread() {
-                    tokio::task::yield_now().await;
+                if state.turn.leave() {
+                    if apart::needs_another_thread() {
+                        tokio::task::yield_now().await;
+                    }
+                    if let Some(making) = &mut state.turn.making {
+                        making.go_on().await;
+                    }
                 }
             }
         }

@@ -5,7 +5,7 @@ use futures_util::future::{join_all, pending, ready};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::ThreadId;
 
-fn known_to_be_short() -> Steps {
+pub fn known_to_be_short() -> Steps {
     Steps { short: AtomicBool::new(true) }
 }
 
