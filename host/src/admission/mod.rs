@@ -189,6 +189,7 @@ impl Admission {
             (config, None)
         };
         course.problems.extend(resolve::unwritable(&config, spec.config_format));
+        course.problems.extend(resolve::too_long(&spec));
         if course.is_refused() {
             return Err(course.refusal(config));
         }

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use taxiway_job::{ConfigFormat, EnvValue, JobId, JobSpec, MOST_LEVELS, Problem, Retries, Severity, is_too_deep};
+use taxiway_job::{
+    ConfigFormat, EnvValue, JobId, JobSpec, LONGEST_ARGUMENTS, MOST_LEVELS, Problem, Retries, Severity,
+    bytes_of_arguments, is_too_deep,
+};
 
 use super::{Draft, command};
 use crate::config::Profile;
@@ -291,6 +294,15 @@ fn check_env(env: &BTreeMap<String, EnvValue>, problems: &mut Vec<Problem>) {
             problems.push(error("reserved-variable", message));
         }
     }
+}
+
+/// Whether no program could be given as much as the command and all variables: those of its profile, of the submission and of plugins.
+pub(super) fn too_long(spec: &JobSpec) -> Option<Problem> {
+    (bytes_of_arguments(&spec.command, &spec.env) > LONGEST_ARGUMENTS).then(|| {
+        let message =
+            "arguments and variables, those of the profile and of plugins among them, have more than 1 MiB together";
+        with_help(error("too-long", message), "put some of it into the configuration or a file")
+    })
 }
 
 /// What of a configuration cannot be written in its file's language: TOML has no null.

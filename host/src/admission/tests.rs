@@ -593,6 +593,19 @@ async fn what_a_job_asks_of_gpus_that_cannot_be_read_yet_must_be_possible() {
 }
 
 #[tokio::test]
+async fn what_a_submission_and_its_profile_give_a_program_together_has_a_limit() {
+    let of = |bytes: usize| Draft {
+        profile: Some("training".into()),
+        env: BTreeMap::from([("C".into(), EnvValue::Plain("c".repeat(bytes)))]),
+        ..Draft::new(JobId::new())
+    };
+    // That one variable is too long is told before, where the submission is read.
+    let refusal = refused(&[], of(1 << 20)).await;
+    assert_eq!(codes(&refusal), [("taxiway", "too-long")]);
+    admitted(&[], of((1 << 20) - 200)).await;
+}
+
+#[tokio::test]
 async fn retries_have_a_range() {
     let retries = Retries { max: 1001, backoff: Duration::from_secs(3601), ..Retries::default() };
     let refusal = refused(&[], Draft { terms: Terms { retries, ..Terms::default() }, ..draft() }).await;

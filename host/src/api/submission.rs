@@ -7,7 +7,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-use taxiway_job::{EnvValue, JobId, MOST_LEVELS, OutOfRange, Problem, Terms, is_too_deep};
+use taxiway_job::{
+    EnvValue, JobId, LONGEST_ARGUMENT, LONGEST_ARGUMENTS, MOST_LEVELS, OutOfRange, Problem, Terms, is_too_deep,
+};
 
 use super::answer::{Refused, problem};
 use super::array;
@@ -20,11 +22,6 @@ use crate::config::{keys_of, nearest};
 const MOST_LABELS: usize = 64;
 /// Jobs that one comes after: those of the largest array.
 const MOST_PREDECESSORS: usize = 1000;
-/// Bytes of one argument, or of one variable with its name and `=`, with its NUL: `MAX_ARG_STRLEN` of Linux (execve(2)).
-const LONGEST_ARGUMENT: usize = 128 << 10;
-/// Bytes of all arguments and variables together: half of what Linux grants at the default stack limit (execve(2)), so that
-/// what the service adds fits beside it.
-const LONGEST_ARGUMENTS: usize = 1 << 20;
 
 /// The submission that `body` holds.
 ///

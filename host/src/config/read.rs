@@ -367,6 +367,38 @@ mod tests {
     }
 
     #[test]
+    fn what_no_job_of_a_profile_could_be_given_is_refused_where_it_stands() {
+        let profile = |env: &str| format!("[profiles.a]\ncommand = [\"x\"]\n[profiles.a.env]\n\n{env}\n");
+        // With `TOKEN=` and the NUL.
+        let longest = "s".repeat((128 << 10) - 7);
+        for write in
+            [|value: &str| format!("TOKEN = \"{value}\""), |value: &str| format!("TOKEN = {{ secret = \"{value}\" }}")]
+        {
+            assert!(parse(&profile(&write(&longest)), "taxiway.toml", &[]).is_ok());
+            let found = faults(&profile(&write(&format!("{longest}s"))), &[]);
+            assert!(found[0].starts_with("taxiway.toml:5: `TOKEN` has more than the 128 KiB"), "{:.200}", found[0]);
+            assert!(found.len() == 1 && !found[0].contains("sss"), "the value is not told");
+        }
+        for (env, says) in [
+            ("TAXIWAY_JOB_ID = \"1\"", "`TAXIWAY_JOB_ID` cannot be set here"),
+            ("A = \"a\\u0000b\"", "the value of `A` has a NUL byte"),
+            ("A-B = \"c\"", "`A-B` is not a name of an environment variable"),
+        ] {
+            let found = faults(&profile(env), &[]);
+            assert!(found[0].starts_with(&format!("taxiway.toml:5: {says}")), "{found:?}");
+        }
+        let many: Vec<String> = (0..9).map(|n| format!("A{n} = \"{longest}\"")).collect();
+        let found = faults(&profile(&many.join("\n")), &[]);
+        assert!(
+            found[0].starts_with("taxiway.toml:3: its command and variables have at most 1 MiB"),
+            "{:.200}",
+            found[0]
+        );
+        let found = faults(&format!("[profiles.a]\ncommand = [\"x\", \"{longest}1234567\"]\n"), &[]);
+        assert!(found[0].starts_with("taxiway.toml:2: an argument has at most 128 KiB"), "{:.200}", found[0]);
+    }
+
+    #[test]
     fn variables_win_over_the_file_and_may_be_text_or_toml() {
         let variables = [
             ("TAXIWAY_SERVER__LISTEN".to_owned(), "127.0.0.1:1234".to_owned()),

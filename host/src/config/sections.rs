@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use taxiway_job::{ConfigFormat, EnvValue, Limit, ProcessSpec, Resource, Signal};
+use taxiway_job::{
+    ConfigFormat, EnvValue, LONGEST_ARGUMENT, LONGEST_ARGUMENTS, Limit, ProcessSpec, Resource, Signal,
+    bytes_of_arguments,
+};
 use taxiway_plugin_host::Limits;
 
 /// A smaller limit of memory is a slip of the pen: `64` for `64GiB`.
@@ -270,8 +273,18 @@ impl Config {
             if profile.cwd.as_ref().is_some_and(|cwd| !cwd.starts_with('/')) {
                 faults.push((path("cwd"), "must be an absolute path".to_owned()));
             }
-            if let Some(variable) = profile.env.keys().find(|name| !is_variable_name(name)) {
-                faults.push((path("env"), format!("`{variable}` is not a name of an environment variable")));
+            if profile.command.iter().any(|argument| argument.len() >= LONGEST_ARGUMENT) {
+                let message = "an argument has at most 128 KiB (execve(2)): put the rest into a file and name that";
+                faults.push((path("command"), message.to_owned()));
+            }
+            for (variable, value) in &profile.env {
+                if let Some(message) = variable_fault(variable, value) {
+                    faults.push((vec!["profiles", name, "env", variable], message));
+                }
+            }
+            if bytes_of_arguments(&profile.command, &profile.env) > LONGEST_ARGUMENTS {
+                let message = "its command and variables have at most 1 MiB together (execve(2)): put the rest into a file and name that";
+                faults.push((path("env"), message.to_owned()));
             }
             if let Some(signal) =
                 profile.stop_signal.filter(|signal| ["SIGKILL", "SIGSTOP"].contains(&&*signal.to_string()))
@@ -295,6 +308,23 @@ impl Config {
         }
         faults
     }
+}
+
+/// Why no job could be given this variable. Its value, which may be secret, is not told.
+fn variable_fault(name: &str, value: &EnvValue) -> Option<String> {
+    let value = value.expose();
+    if !is_variable_name(name) {
+        return Some(format!("`{name}` is not a name of an environment variable"));
+    }
+    if name.starts_with("TAXIWAY_") {
+        return Some(format!("`{name}` cannot be set here: `TAXIWAY_*` is set by Taxiway"));
+    }
+    if value.contains('\0') {
+        return Some(format!("the value of `{name}` has a NUL byte, which no program can be given: leave it out"));
+    }
+    (name.len() + 1 + value.len() >= LONGEST_ARGUMENT).then(|| {
+        format!("`{name}` has more than the 128 KiB that a variable can have with its name (execve(2)): put its value into a file and name that")
+    })
 }
 
 /// Whether `name` can name an environment variable: `[A-Za-z_][A-Za-z0-9_]*` (POSIX.1-2017, 8.1, plus lower case).

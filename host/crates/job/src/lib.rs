@@ -37,7 +37,9 @@ pub use job::{Beside, Job, Reason, Rewrite, Verdict};
 pub use jobs::{Busy, Entry, Jobs};
 pub use line::{Line, Place, Shift, Spot, Target};
 pub use problem::{Problem, Severity};
-pub use process::{Limit, ProcessSpec, Resource, Signal, UnknownSignal};
+pub use process::{
+    LONGEST_ARGUMENT, LONGEST_ARGUMENTS, Limit, ProcessSpec, Resource, Signal, UnknownSignal, bytes_of_arguments,
+};
 pub use spec::{ConfigFormat, EnvValue, JobSpec};
 pub use state::{State, StopTarget, UnknownState};
 pub use terms::{Retries, Terms};

@@ -7,6 +7,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::spec::EnvValue;
+
+/// Bytes of one argument, or of one variable with its name and `=`, with its NUL: `MAX_ARG_STRLEN` of Linux (execve(2)). What has as
+/// many or more without the NUL, no program can be given.
+pub const LONGEST_ARGUMENT: usize = 128 << 10;
+
+/// Bytes of all arguments and variables together: half of what Linux grants at the default stack limit (execve(2)), so that
+/// what the service adds fits beside it.
+pub const LONGEST_ARGUMENTS: usize = 1 << 20;
+
+/// What a command and variables take of [`LONGEST_ARGUMENTS`], each with its NUL.
+#[must_use]
+pub fn bytes_of_arguments(command: &[String], env: &BTreeMap<String, EnvValue>) -> usize {
+    let arguments = command.iter().map(|argument| argument.len() + 1);
+    let variables = env.iter().map(|(name, value)| name.len() + value.expose().len() + 2);
+    arguments.chain(variables).sum()
+}
+
 /// The set-up of a job's process. Everything is optional: what is not said is as the service has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
