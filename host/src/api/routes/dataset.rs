@@ -60,16 +60,20 @@ impl Dataset {
     }
 
     fn write(&self, content: &str) -> io::Result<()> {
-        let (mark, directory) = (self.owner.mark(), self.owner.directory());
-        for directory in mark.parent().into_iter().chain([directory.as_path()]) {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        File::create_new(mark)?;
+        let (jobs_dir, directory) = (&self.owner.jobs_dir, self.owner.directory());
+        let make = |directory: &Path| DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        let incoming = jobs_dir.join(INCOMING);
+        make(&incoming)?;
+        File::create_new(self.owner.mark())?;
+        // A power cut must not leave a dataset without its mark.
+        sync(&incoming)?;
+        sync(jobs_dir)?;
+        make(&directory)?;
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&self.file)?;
         file.write_all(content.as_bytes())?;
         file.sync_all()?;
-        File::open(&directory)?.sync_all()?;
-        File::open(&self.owner.jobs_dir)?.sync_all()
+        sync(&directory)?;
+        sync(jobs_dir)
     }
 
     /// The file.
@@ -141,25 +145,43 @@ impl Owner {
     }
 
     fn keep(&self) {
-        warn(&self.mark(), std::fs::remove_file(self.mark()));
+        gone(&self.mark(), std::fs::remove_file(self.mark()));
     }
 
-    /// The directory goes with it when nothing else is in there, and the mark last.
+    /// The directory goes with it when nothing else is in there, and the mark last: it stays as long as anything does, for the next
+    /// start.
     fn remove(&self) {
+        let directory = self.directory();
+        let mut all = true;
         for extension in EXTENSIONS {
-            let file = self.directory().join(format!("dataset.{extension}"));
-            warn(&file, std::fs::remove_file(&file));
+            let file = directory.join(format!("dataset.{extension}"));
+            all &= gone(&file, std::fs::remove_file(&file));
         }
-        warn(&self.directory(), std::fs::remove_dir(self.directory()));
-        self.keep();
+        all &= match std::fs::remove_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => gone(&directory, sync(&directory)),
+            left => gone(&directory, left),
+        };
+        // A power cut must not bring back what has no mark any more.
+        if all && gone(&self.jobs_dir, sync(&self.jobs_dir)) {
+            self.keep();
+        }
     }
 }
 
-fn warn(path: &Path, result: io::Result<()>) {
-    if let Err(error) = result
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, path = %path.display(), "could not be removed");
+/// Writes to the disk what is there, and what is not.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Whether something is there no more.
+fn gone(path: &Path, result: io::Result<()>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "could not be removed; the next start tries it again");
+            false
+        }
     }
 }
 
@@ -242,6 +264,21 @@ mod tests {
         place.dataset(told).sent().keep();
         assert_eq!([accepted, refused, told].map(|job| place.is_kept(job)), [true, false, true]);
         assert_eq!(place.on_their_way(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_dataset_that_cannot_be_removed_keeps_its_mark_for_the_next_start() {
+        let (place, job) = (Place::new(), JobId::new());
+        let dataset = place.dataset(job);
+        let (file, aside) = (dataset.file().to_owned(), place.directory.path().join("aside"));
+        std::fs::rename(&file, &aside).expect("moved");
+        std::fs::create_dir(&file).expect("in its place");
+        drop(dataset);
+        assert_eq!(place.on_their_way(), 1);
+        std::fs::remove_dir(&file).expect("removed");
+        std::fs::rename(&aside, &file).expect("moved back");
+        settle_incoming(&place.store, &place.jobs_dir()).await;
+        assert_eq!((place.is_kept(job), place.on_their_way()), (false, 0));
     }
 
     #[tokio::test(flavor = "multi_thread")]
