@@ -55,7 +55,24 @@ pub(crate) fn launch_directory(jobs_dir: &Path, job: JobId, launch: LaunchId) ->
     job_directory(jobs_dir, job).join(launch.to_string())
 }
 
-/// Makes the directory with the configuration, an empty exit record and an empty log. Leaves nothing behind when it fails.
+/// The launches of a job that have a directory: whatever in the job's own has the name of one, as this program writes it. All else is
+/// the job's.
+///
+/// # Errors
+/// When the job's directory cannot be read.
+pub(super) fn launches_in(job_directory: &Path) -> io::Result<Vec<LaunchId>> {
+    let mut launches = Vec::new();
+    for entry in fs::read_dir(job_directory)? {
+        let name = entry?.file_name();
+        let named = |launch: &LaunchId| name == *launch.to_string();
+        launches.extend(name.to_str().and_then(|name| name.parse().ok()).filter(named));
+    }
+    Ok(launches)
+}
+
+/// Makes the directory with an empty exit record, the configuration and an empty log. Leaves nothing behind when it fails.
+///
+/// The exit record is the first to come and, in [`remove_all`], the last to go: by it a launch's directory is known as one.
 ///
 /// `knows` names the launches that the host follows. None other of the job may go on.
 pub(super) fn make(
@@ -120,11 +137,38 @@ pub(super) fn restore_access(directory: &Path) -> bool {
 
 /// Removes the directory of a launch that never started anything.
 pub(super) fn remove(directory: &Path) {
-    if let Err(error) = fs::remove_dir_all(directory)
+    if let Err(error) = remove_all(directory)
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(directory = %directory.display(), %error, "cannot remove the directory of a launch that did not start");
     }
+}
+
+/// Removes a launch's directory, the exit record after all else in there. Another may do the same at this moment.
+///
+/// # Errors
+/// When it cannot be removed, or has been.
+pub(super) fn remove_all(directory: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(directory)?.is_dir() {
+        // What a link in its place leads to is not its own.
+        return fs::remove_file(directory);
+    }
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name() == file::EXIT {
+            continue;
+        }
+        let removed = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+            Ok(_) => fs::remove_file(entry.path()),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir_all(directory)
 }
 
 fn fill(directory: &Path, plan: &LaunchPlan) -> Result<(), PrepareError> {
@@ -133,15 +177,15 @@ fn fill(directory: &Path, plan: &LaunchPlan) -> Result<(), PrepareError> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         file.map_err(|error| failed(&path, &error)).map(|file| (file, path))
     };
-    if let Some(config) = &plan.config {
-        let (mut file, path) = create(&config.file_name)?;
-        file.write_all(&config.bytes).map_err(|error| failed(&path, &error))?;
-    }
     let (record, path) = create(file::EXIT)?;
     // A filesystem without this call gives no such promise; the shim then stays until the record can be written.
     let reserved = nix::fcntl::fallocate(&record, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, RECORD_BYTES);
     if let Err(error @ (nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT)) = reserved {
         return Err(failed(&path, &io::Error::from(error)));
+    }
+    if let Some(config) = &plan.config {
+        let (mut file, path) = create(&config.file_name)?;
+        file.write_all(&config.bytes).map_err(|error| failed(&path, &error))?;
     }
     create(file::LOG).map(drop)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use taxiway_job::{JobId, LaunchId};
 
 use super::Inner;
-use super::directory::{job_directory, launch_directory};
+use super::directory::{job_directory, launch_directory, launches_in};
 use super::launch::blocking;
 use super::recover::wait_for_change;
 use crate::launch::Event;
@@ -35,14 +35,8 @@ pub(super) struct Stranger {
 
 /// A launch of this job that has a shim, other than those that `knows` names.
 pub(super) fn find(jobs_dir: &Path, job: JobId, knows: &dyn Fn(LaunchId) -> bool) -> io::Result<Option<Stranger>> {
-    let directory = job_directory(jobs_dir, job);
-    for entry in std::fs::read_dir(&directory)? {
-        let name = entry?.file_name();
-        // Whatever else is there is the job's own.
-        let Some(launch) = name.to_str().and_then(|name| name.parse().ok()).filter(|launch| !knows(*launch)) else {
-            continue;
-        };
-        if let Some(shim_pid) = holder(&directory.join(&name))? {
+    for launch in launches_in(&job_directory(jobs_dir, job))?.into_iter().filter(|launch| !knows(*launch)) {
+        if let Some(shim_pid) = holder(&launch_directory(jobs_dir, job, launch))? {
             return Ok(Some(Stranger { job, launch, shim_pid }));
         }
     }
@@ -108,7 +102,9 @@ mod tests {
         let directory = job_directory(place.path(), job);
         for name in [over.to_string(), alive.to_string(), "checkpoints".to_owned()] {
             std::fs::create_dir_all(directory.join(&name)).expect("a directory");
-            std::fs::write(directory.join(&name).join(file::LOCK), "").expect("a file");
+            for file in [file::EXIT, file::LOCK] {
+                std::fs::write(directory.join(&name).join(file), "").expect("a file");
+            }
         }
         let nobody = |_| false;
         assert_eq!(find(place.path(), job, &nobody).expect("readable"), None);
