@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use taxiway_fake_nvml::Machine;
 
-use crate::{Place, Server, patiently};
+use crate::{Events, Gate, Job, Place, Server, patiently, sh};
 
 impl Place {
     /// A place with this many GPUs, `GPU-fake-0` and so on, of 80 GiB each.
@@ -47,6 +47,18 @@ fn library() -> PathBuf {
         found.display()
     );
     found
+}
+
+impl Place {
+    /// Starts it, and a job that holds a GPU until its gate is opened, which then does `script`.
+    pub async fn start_with_a_job(self, script: &str) -> (Server, Events, Gate, Job) {
+        let server = self.start().await;
+        let mut events = server.events().await;
+        let gate = Gate::new(server.place().path(), "gate");
+        let job = server.submit(sh(&format!("{}; {script}", gate.wait()))).await;
+        events.job(job.id(), "running").await;
+        (server, events, gate, job)
+    }
 }
 
 impl Server {

@@ -365,13 +365,16 @@ impl Slots {
 mod tests {
     use super::*;
 
-    fn slots(count: usize) -> Slots {
-        let gpu = |n: usize| SlotGpu {
+    fn gpu(n: usize) -> SlotGpu {
+        SlotGpu {
             uuid: Some(format!("GPU-{n}")),
             whole: None,
             label: format!("GPU {n}"),
             memory_total_bytes: (n as u64 + 1) << 30,
-        };
+        }
+    }
+
+    fn slots(count: usize) -> Slots {
         Slots::new((0..count).map(gpu).collect(), 2)
     }
 
@@ -492,12 +495,6 @@ mod tests {
 
     #[test]
     fn launches_of_the_previous_service_keep_their_gpus_when_these_are_counted_late() {
-        let gpu = |n: usize| SlotGpu {
-            uuid: Some(format!("GPU-{n}")),
-            whole: None,
-            label: String::new(),
-            memory_total_bytes: 0,
-        };
         let mut slots = Slots::new(Vec::new(), 1);
         let (adopted, perhaps) = (LaunchId::random(), LaunchId::random());
         slots.reserve(adopted, 2, &["GPU-0".into(), "GPU-2".into()]);
@@ -512,12 +509,6 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_counted_later_than_the_others_goes_to_the_launch_that_has_it() {
-        let gpu = |n: usize| SlotGpu {
-            uuid: Some(format!("GPU-{n}")),
-            whole: None,
-            label: String::new(),
-            memory_total_bytes: 0,
-        };
         let mut slots = Slots::new(vec![gpu(0), gpu(2)], 1);
         let adopted = LaunchId::random();
         let own = ["GPU-0".to_owned(), "GPU-1".to_owned()];

@@ -199,11 +199,7 @@ async fn programs_to_be_ignored_may_stay_and_memory_has_to_be_free_all_the_same(
 
 #[tokio::test]
 async fn a_gpu_with_a_critical_error_is_kept_from_jobs_and_its_job_is_told_why_it_failed() {
-    let server = Place::new().with_gpus(2).start().await;
-    let mut events = server.events().await;
-    let mut gate = Gate::new(server.place().path(), "gate");
-    let victim = server.submit(sh(&format!("{}; exit 1", gate.wait()))).await;
-    events.job(victim.id(), "running").await;
+    let (server, mut events, mut gate, victim) = Place::new().with_gpus(2).start_with_a_job("exit 1").await;
     // A program's own mistake is not the GPU's.
     server.place().change_gpus(|machine| machine.gpus[0].xids.extend([31, 79]));
     let quarantined = event(&mut events, "gpu.quarantined").await;
@@ -278,11 +274,7 @@ async fn while_nvml_fails_or_hangs_nothing_starts_on_its_gpus() {
 
 #[tokio::test]
 async fn a_job_that_ends_while_nvml_hangs_has_ended_and_its_gpu_goes_to_nobody() {
-    let server = Place::new().with_gpus(1).start().await;
-    let mut events = server.events().await;
-    let mut gate = Gate::new(server.place().path(), "gate");
-    let first = server.submit(sh(&format!("{}; exit 3", gate.wait()))).await;
-    events.job(first.id(), "running").await;
+    let (server, mut events, mut gate, first) = Place::new().with_gpus(1).start_with_a_job("exit 3").await;
     let next = server.submit(sh("exit 0")).await;
     server.place().change_gpus(|machine| {
         machine.hangs.insert("*".into());
@@ -299,11 +291,7 @@ async fn a_job_that_ends_while_nvml_hangs_has_ended_and_its_gpu_goes_to_nobody()
 
 #[tokio::test]
 async fn a_hand_over_on_a_gpu_says_how_long_the_reading_of_the_gpu_took() {
-    let server = Place::new().with_gpus(1).start().await;
-    let mut events = server.events().await;
-    let mut gate = Gate::new(server.place().path(), "gate");
-    let first = server.submit(sh(&gate.wait())).await;
-    events.job(first.id(), "running").await;
+    let (server, mut events, mut gate, _) = Place::new().with_gpus(1).start_with_a_job("exit 0").await;
     let next = server.submit(sh("exit 0")).await;
     gate.open();
     assert_eq!(events.end_of(next.id()).await, "completed");
@@ -316,11 +304,7 @@ async fn a_hand_over_on_a_gpu_says_how_long_the_reading_of_the_gpu_took() {
 
 #[tokio::test]
 async fn a_gpu_that_the_driver_has_not_given_back_goes_to_nobody_until_it_is() {
-    let server = Place::new().with_gpus(1).start().await;
-    let mut events = server.events().await;
-    let mut gate = Gate::new(server.place().path(), "gate");
-    let first = server.submit(sh(&gate.wait())).await;
-    events.job(first.id(), "running").await;
+    let (server, mut events, mut gate, first) = Place::new().with_gpus(1).start_with_a_job("exit 0").await;
     let next = server.submit(sh("exit 0")).await;
     let dead = dead_pid();
     server.place().change_gpus(|machine| machine.gpus[0].processes.push(Process { pid: dead, memory: Some(GIB) }));

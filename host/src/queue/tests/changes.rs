@@ -113,6 +113,7 @@ async fn a_launch_that_started_nothing_while_its_job_is_being_stopped_leaves_no_
         other.execute_batch("COMMIT").expect("nothing was written");
         assert_eq!(stop.await.expect("no panic").expect("it is stopped"), State::Cancelling, "{verb}");
         service.settle(&machine, all_but_ends).await;
+        assert!(service.queue.summary().await.expect("the owner lives").running.is_empty(), "{verb}");
         let stored = service.store.job(job.id).await.expect("reads").expect("it is there");
         assert_eq!((stored.state, stored.attempt), (state, 1), "{verb}");
         let history = service.store.attempts(job.id).await.expect("reads");

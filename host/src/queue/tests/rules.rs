@@ -100,36 +100,6 @@ async fn a_job_told_to_start_in_the_last_instant_of_a_service_keeps_its_slot_in_
 }
 
 #[tokio::test]
-async fn a_launch_that_is_lost_before_its_start_while_its_job_is_being_cancelled_ends_as_cancelled() {
-    let (slots, job) = (virtual_slots(1), job(1, 0));
-    let (machine, directory) = machine(&slots, &[&job]);
-    let service = Service::start(directory.path(), &machine, slots).await.expect("starts");
-    service.submit(&job).await;
-    service.settle(&machine, up_to_go).await;
-    assert_eq!(machine.shim_of(job.id), Some(Shim::Told));
-    // Nothing can be committed while another connection writes.
-    let other = rusqlite::Connection::open(directory.path().join("taxiway.db")).expect("opens");
-    other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
-    let (queue, id) = (service.queue.clone(), job.id);
-    let cancel = tokio::spawn(async move { queue.cancel(id, "tester").await });
-    let launch = machine.launch_of(job.id).expect("it was launched");
-    // Each answer shows that the owner has done what it was told before.
-    for step in [None, None, Some(Step::Lose(launch)), Some(Step::Deliver(launch)), None] {
-        if let Some(step) = step {
-            machine.step(step, &service.events).await;
-        }
-        tokio::task::yield_now().await;
-        service.queue.summary().await.expect("the owner lives");
-    }
-    other.execute_batch("COMMIT").expect("nothing was written");
-    assert_eq!(cancel.await.expect("no panic").expect("it is cancelled"), State::Cancelling);
-    service.settle(&machine, all_but_ends).await;
-    assert_eq!(service.state(&job).await, State::Cancelled);
-    let summary = service.queue.summary().await.expect("the owner lives");
-    assert_eq!((summary.running.len(), summary.queued), (0, 0));
-}
-
-#[tokio::test]
 async fn a_stop_that_was_stored_and_not_signalled_is_signalled_by_the_next_service() {
     let (slots, job) = (virtual_slots(1), job(1, 0));
     let (machine, directory) = machine(&slots, &[&job]);

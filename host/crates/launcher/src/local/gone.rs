@@ -27,8 +27,9 @@ impl Launch {
             && !spawner.is_alive()
         {
             // It is a child of this process by now, or about to be.
-            let wait = if heard.ended { orphans::wait_for_a_moment } else { orphans::wait_for };
-            drop(tokio::task::spawn_blocking(move || wait(heard.shim)));
+            // One whose launch is over may serve another by now, whose end waits for it then.
+            let at_most = heard.ended.then_some(orphans::ENDING);
+            drop(tokio::task::spawn_blocking(move || orphans::wait_for(heard.shim, at_most)));
         }
         if heard.ended {
             inner.launches().remove(&self.id);
@@ -126,7 +127,7 @@ impl Launch {
                 }
             }
         }
-        let _ = blocking(move || orphans::wait_for(shim)).await;
+        let _ = blocking(move || orphans::wait_for(shim, None)).await;
         None
     }
 

@@ -118,19 +118,11 @@ fn reap(pidfd: i32) {
     }
 }
 
-/// Waits until a process is gone, and takes its status if it is this process's child. For a shim whose spawner died; none when it is
-/// not known.
-pub(super) fn wait_for(process: Option<Identity>) {
+/// Waits until a process is gone, for so long `at_most`, and takes its status if it is this process's child. For a shim whose spawner
+/// died; none when it is not known.
+pub(super) fn wait_for(process: Option<Identity>, at_most: Option<Duration>) {
     if let Some(Identity { pid, start_time }) = process {
         // An error means that it could not be waited for, and stays.
-        let _ = wait_gone(pid, start_time, None);
-    }
-}
-
-/// The same for a shim whose launch is over, for a moment only: it may serve another by now, whose end waits for it then.
-pub(super) fn wait_for_a_moment(process: Option<Identity>) {
-    if let Some(Identity { pid, start_time }) = process {
-        // An error means that it could not be waited for, and stays.
-        let _ = wait_gone(pid, start_time, Some(Instant::now() + ENDING));
+        let _ = wait_gone(pid, start_time, at_most.map(|at_most| Instant::now() + at_most));
     }
 }
