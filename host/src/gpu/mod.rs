@@ -154,6 +154,8 @@ pub struct Missing {
     pub label: Option<String>,
     /// NVML's index of it.
     index: Option<u32>,
+    /// Its UUID, if that at least can be read.
+    uuid: Option<String>,
     /// Why it cannot be read: a sentence.
     pub why: String,
 }

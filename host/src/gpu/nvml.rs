@@ -44,9 +44,14 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    /// The GPU's own UUID, also of an instance.
+    pub(super) fn uuid_of_the_whole(&self) -> &str {
+        self.instance.as_ref().map_or(&self.uuid, |(_, whole)| whole)
+    }
+
     /// Whether this is the GPU, or an instance of the GPU, with this UUID.
     pub(super) fn is_part_of(&self, uuid: &str) -> bool {
-        self.uuid == uuid || self.instance.as_ref().is_some_and(|(_, whole)| whole == uuid)
+        self.uuid == uuid || self.uuid_of_the_whole() == uuid
     }
 }
 
@@ -136,6 +141,8 @@ pub(super) struct Found {
 pub(super) struct Unread {
     /// NVML's index of it.
     pub index: u32,
+    /// Its UUID, if that at least can be read.
+    pub uuid: Option<String>,
     pub error: ReadError,
 }
 
@@ -292,7 +299,10 @@ impl Readings for Session<'_> {
             match self.gpu(index, &driver_version) {
                 Ok(mut gpus) => found.gpus.append(&mut gpus),
                 // One broken GPU must not take the others with it.
-                Err(error) => found.unread.push(Unread { index, error: error.into() }),
+                Err(error) => {
+                    let uuid = self.nvml.device_by_index(index).and_then(|device| device.uuid()).ok();
+                    found.unread.push(Unread { index, uuid, error: error.into() });
+                }
             }
         }
         if count > 0 && found.gpus.is_empty() {

@@ -135,34 +135,42 @@ impl Counted {
 
     /// Nobody knows what there is.
     fn nothing(why: &Uncounted) -> Self {
-        Self { missing: vec![Missing { label: None, index: None, why: why.to_string() }], ..Self::default() }
+        Self {
+            missing: vec![Missing { label: None, index: None, uuid: None, why: why.to_string() }],
+            ..Self::default()
+        }
     }
 
     /// These, and after them those that are found now and were not known. `present` are all that can be read, also those that the queue
     /// may not use.
     pub(super) fn with(&self, found: Self, present: &[Gpu]) -> Self {
         let (mut slots, mut gpus) = (self.slots.clone(), self.gpus.clone());
-        for gpu in found.gpus.into_iter().filter(|gpu| self.gpu(&gpu.uuid).is_none()) {
+        // One that was cut or put together since makes no other slots before the next start: a job may hold the whole of it.
+        let is_new = |gpu: &Gpu| !self.gpus.iter().any(|known| known.uuid_of_the_whole() == gpu.uuid_of_the_whole());
+        for gpu in found.gpus.into_iter().filter(is_new) {
             tracing::info!(%gpu, uuid = gpu.uuid, name = gpu.name, "found a GPU that could not be read before");
             slots.push(SlotGpu::Gpu(Box::new(gpu.clone())));
             gpus.push(gpu);
         }
         // One that is known and cannot be read just now is not missing: a look tells what is the matter with it.
-        // Its index may be another one than it was; of one that cannot be read only the last is known.
+        // Where it does not even tell its UUID, the index has to do: of one that can be read that of now, else the last one.
         let index = |gpu: &Gpu| present.iter().find(|present| present.uuid == gpu.uuid).unwrap_or(gpu).index;
-        let is_known = |missing: &Missing| gpus.iter().any(|gpu| Some(index(gpu)) == missing.index);
+        let is_known = |missing: &Missing| match &missing.uuid {
+            Some(uuid) => gpus.iter().any(|gpu| gpu.uuid_of_the_whole() == uuid),
+            None => gpus.iter().any(|gpu| Some(index(gpu)) == missing.index),
+        };
         let missing = found.missing.into_iter().filter(|missing| !is_known(missing)).collect();
         Self { slots, gpus, missing }
     }
 }
 
 impl Missing {
-    pub(super) fn unread(Unread { index, error }: &Unread) -> Self {
+    pub(super) fn unread(Unread { index, uuid, error }: &Unread) -> Self {
         let label = format!("GPU {index}");
         let why = format!(
             "NVML lists {label} and cannot read it ({error}), so that nothing runs there; it is asked again while a job waits (check `nvidia-smi`)"
         );
-        Self { label: Some(label), index: Some(*index), why }
+        Self { label: Some(label), index: Some(*index), uuid: uuid.clone(), why }
     }
 }
 

@@ -28,7 +28,7 @@ impl Readings for FakeReadings {
         let mut found = Found::default();
         for gpu in self.gpus.iter().cloned() {
             match unreadable.contains(&gpu.index) {
-                true => found.unread.push(Unread { index: gpu.index, error: ReadError::Nvml("uninitialized".into()) }),
+                true => found.unread.push(unread(gpu.index, None)),
                 false => found.gpus.push(gpu),
             }
         }
@@ -62,6 +62,10 @@ impl Source for FakeReadings {
     fn session(&mut self, serve: &mut dyn FnMut(Result<&dyn Readings, ReadError>)) {
         serve(Ok(self));
     }
+}
+
+fn unread(index: u32, uuid: Option<&str>) -> Unread {
+    Unread { index, uuid: uuid.map(str::to_owned), error: ReadError::Nvml("uninitialized".into()) }
 }
 
 fn gpu(index: u32, uuid: &str) -> Gpu {
@@ -206,12 +210,37 @@ async fn a_gpu_that_cannot_be_read_may_be_cut_into_seven_and_of_all_of_them_nobo
 
 #[test]
 fn a_gpu_stays_missing_when_another_one_gets_its_place_in_the_order() {
-    let unread = |index| Unread { index, error: ReadError::Nvml("uninitialized".into()) };
-    let found = |gpus: Vec<Gpu>, missing| Found { gpus, unread: vec![unread(missing)] };
-    let before = Counted::of(found(vec![gpu(1, "GPU-aabb-2")], 0), &[]).unwrap();
-    let present = vec![gpu(0, "GPU-aabb-2")];
-    let now = before.with(Counted::of(found(present.clone(), 1), &[]).unwrap(), &present);
-    assert_eq!(now.missing, [Missing::unread(&unread(1))]);
+    let before = counted(&[gpu(1, "GPU-aabb-2")], &[unread(0, None)]);
+    let present = [gpu(0, "GPU-aabb-2")];
+    let now = before.with(counted(&present, &[unread(1, None)]), &present);
+    assert_eq!(now.missing, [Missing::unread(&unread(1, None))]);
+    // The other one is gone by now, and this one has got its index.
+    let now = before.with(counted(&[], &[unread(1, Some("GPU-aaaa-1"))]), &[]);
+    assert_eq!(now.missing, [Missing::unread(&unread(1, Some("GPU-aaaa-1")))]);
+    let now = before.with(counted(&[], &[unread(0, Some("GPU-aabb-2"))]), &[]);
+    assert_eq!(now.missing, [], "that one is known");
+}
+
+fn counted(gpus: &[Gpu], unread: &[Unread]) -> Counted {
+    Counted::of(Found { gpus: gpus.to_vec(), unread: unread.to_vec() }, &[]).unwrap()
+}
+
+#[test]
+fn a_gpu_that_is_cut_or_put_together_while_another_is_missing_makes_no_slots_beside_its_own() {
+    let instance = |at| Gpu {
+        uuid: format!("MIG-{at}"),
+        instance: Some((at, "GPU-aaaa-1".into())),
+        mig_enabled: Some(true),
+        ..gpu(0, "")
+    };
+    let (whole, cut, late) = (vec![gpu(0, "GPU-aaaa-1")], vec![instance(0), instance(1)], gpu(1, "GPU-aabb-2"));
+    for (before, now) in [(&whole, &cut), (&cut, &whole), (&cut[..1].to_vec(), &cut)] {
+        let present: Vec<Gpu> = now.iter().chain([&late]).cloned().collect();
+        let counted = counted(before, &[unread(1, None)]).with(counted(&present, &[]), &present);
+        let uuids: Vec<&str> = counted.slots.iter().filter_map(SlotGpu::uuid).collect();
+        let known: Vec<&str> = before.iter().chain([&late]).map(|gpu| gpu.uuid.as_str()).collect();
+        assert_eq!(uuids, known);
+    }
 }
 
 /// NVML, of which a new session knows nothing of the errors before it.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::handle::Mode;
 use super::owner::{Done, Owner};
 use super::slots::SlotGpu;
-use crate::gpu::{Missing, Trouble};
+use crate::gpu::{Fault, Missing, Trouble};
 
 const FIRST_REST: Duration = Duration::from_millis(50);
 /// The same where other GPUs are known: the looks at these wait for a count, and an error that one of them has in the moment between two
@@ -38,6 +38,8 @@ pub(super) struct Uncounted {
     pub(super) missing: Vec<Missing>,
     /// Those that the previous service kept from jobs, and that may be among them.
     pub(super) quarantined: Vec<Quarantined>,
+    /// What NVML tells of GPUs that the queue does not know, each once: it may be of these.
+    faults: Vec<Fault>,
     /// When to count next; none while nobody waits or a count is under way.
     next: Option<Instant>,
     rest: Duration,
@@ -48,7 +50,8 @@ impl Uncounted {
     /// None when nothing is missing.
     pub(super) fn of(missing: Vec<Missing>) -> Option<Self> {
         let rest = FIRST_REST;
-        (!missing.is_empty()).then(|| Self { missing, quarantined: Vec::new(), next: None, rest, under_way: false })
+        let (quarantined, faults) = (Vec::new(), Vec::new());
+        (!missing.is_empty()).then_some(Self { missing, quarantined, faults, next: None, rest, under_way: false })
     }
 
     /// Why, in one sentence after the other.
@@ -60,6 +63,13 @@ impl Uncounted {
     /// How many slots this makes at most; none where nobody knows.
     pub(super) fn most_slots(&self) -> Option<usize> {
         self.missing.iter().map(|missing| Some(missing.most_slots()? as usize)).sum()
+    }
+
+    /// Keeps a fault until the GPU that has it is counted. A later one of the same GPU says nothing new.
+    pub(super) fn keep(&mut self, fault: &Fault) {
+        if self.faults.iter().all(|known| known.uuid != fault.uuid) {
+            self.faults.push(fault.clone());
+        }
     }
 
     /// Plans the next count, if anybody waits for it. `beside_others`: some slots are known.
@@ -114,7 +124,7 @@ impl Owner {
         let Some(uncounted) = &mut self.uncounted else { return };
         uncounted.under_way = false;
         uncounted.missing = count.missing;
-        let quarantined = std::mem::take(&mut uncounted.quarantined);
+        let (quarantined, faults) = (std::mem::take(&mut uncounted.quarantined), std::mem::take(&mut uncounted.faults));
         if uncounted.missing.is_empty() {
             self.uncounted = None;
         }
@@ -124,6 +134,7 @@ impl Owner {
             |uuid: &String| live.iter().find(|(_, live)| live.taken.uuids.contains(uuid)).map(|(id, _)| *id);
         let added = self.slots.add(count.slots, uuids_of, holder_of);
         self.take_over_quarantine(quarantined);
+        faults.iter().for_each(|fault| self.fault(fault));
         if added > 0 {
             tracing::info!(gpus = added, "jobs may have GPUs that could not be read before");
             self.check_gpus_of_all();

@@ -158,6 +158,11 @@ impl Owner {
 
     /// Something is wrong with a GPU.
     pub(super) fn fault(&mut self, fault: &Fault) {
+        if !self.slots.iter().any(|(_, slot)| slot.gpu.is_part_of(&fault.uuid))
+            && let Some(uncounted) = &mut self.uncounted
+        {
+            return uncounted.keep(fault);
+        }
         let new = self.slots.quarantine(fault);
         for id in &new {
             let gpu = &self.slots.get(*id).gpu;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use taxiway_fake_nvml::Machine;
-use taxiway_tests::{Events, Gate, Job, Place, Server, patiently, sh};
+use taxiway_tests::{Events, Job, Place, Server, patiently, sh};
 
 /// `NVML_ERROR_DRIVER_NOT_LOADED`
 const DRIVER_NOT_LOADED: u32 = 9;
@@ -24,6 +24,13 @@ async fn cpu_job(server: &Server, events: &mut Events) {
     job["gpus"] = json!(0);
     let job = server.submit(job).await;
     assert_eq!(events.end_of(job.id()).await, "completed", "it needs no GPU");
+}
+
+/// A job that needs both GPUs and says which it got.
+async fn asks_for_both(server: &Server) -> Job {
+    let mut both = sh("echo $CUDA_VISIBLE_DEVICES");
+    both["gpus"] = json!(2);
+    server.submit(both).await
 }
 
 async fn waits_for(server: &Server, job: &Job, says: &str) {
@@ -71,18 +78,12 @@ async fn gpus_none_of_which_can_be_read_are_not_taken_for_a_machine_without_gpus
 
 #[tokio::test]
 async fn a_job_that_runs_on_while_the_gpus_cannot_be_counted_keeps_its_own() {
-    let server = Place::new().with_gpus(2).start().await;
-    let mut events = server.events().await;
-    let mut gate = Gate::new(server.place().path(), "gate");
-    let first = server.submit(sh(&gate.wait())).await;
-    events.job(first.id(), "running").await;
+    let (server, mut events, mut gate, first) = Place::new().with_gpus(2).start_with_a_job("exit 0").await;
     let place = server.kill().await;
     place.change_gpus(without_driver);
     let server = place.start().await;
     events.resume(&server).await;
-    let mut both = sh("exit 0");
-    both["gpus"] = json!(2);
-    let both = server.submit(both).await;
+    let both = asks_for_both(&server).await;
     waits_for(&server, &both, "driver is not loaded").await;
     let second = server.submit(json!({"command": ["true"], "gpu_uuids": ["GPU-fake-1"], "priority": 1})).await;
     server.place().change_gpus(|machine| machine.errors.clear());
@@ -103,9 +104,7 @@ async fn a_gpu_that_cannot_be_read_at_the_start_is_shown_and_waited_for_and_the_
     let shown = server.gpu(1).await;
     assert_eq!((&shown["label"], &shown["state"]), (&json!("GPU 0"), &json!("blocked")));
     assert_eq!((&shown["uuid"], &shown["reason"]["code"]), (&json!(null), &json!("gpu_unreadable")));
-    let mut both = sh("echo $CUDA_VISIBLE_DEVICES");
-    both["gpus"] = json!(2);
-    let both = server.submit(both).await;
+    let both = asks_for_both(&server).await;
     waits_for(&server, &both, "cannot read").await;
     let one = server.submit(sh("echo $CUDA_VISIBLE_DEVICES")).await;
     assert_eq!(events.end_of(one.id()).await, "completed", "it passes the one that cannot start");
@@ -121,20 +120,14 @@ async fn a_gpu_that_cannot_be_read_at_the_start_is_shown_and_waited_for_and_the_
 
 #[tokio::test]
 async fn a_job_that_runs_on_a_gpu_that_cannot_be_read_at_the_start_keeps_it() {
-    let server = Place::new().with_gpus(2).start().await;
-    let mut events = server.events().await;
-    let mut gate = Gate::new(server.place().path(), "gate");
-    let first = server.submit(sh(&gate.wait())).await;
-    events.job(first.id(), "running").await;
+    let (server, mut events, mut gate, first) = Place::new().with_gpus(2).start_with_a_job("exit 0").await;
     let place = server.kill().await;
     place.change_gpus(with_a_gpu_that_cannot_be_read);
     let server = place.start().await;
     events.resume(&server).await;
     let second = server.submit(json!({"command": ["true"]})).await;
     assert_eq!(events.end_of(second.id()).await, "completed", "on the other");
-    let mut both = sh("exit 0");
-    both["gpus"] = json!(2);
-    let both = server.submit(both).await;
+    let both = asks_for_both(&server).await;
     waits_for(&server, &both, "cannot read").await;
     server.place().change_gpus(|machine| machine.gpus[0].errors.clear());
     // Once it can be read it is there again, and is the first one's.
@@ -152,5 +145,26 @@ async fn a_job_that_runs_on_a_gpu_that_cannot_be_read_at_the_start_keeps_it() {
     assert_eq!((&held["state"], &held["job_id"]), (&json!("held"), &json!(first.id())));
     assert_eq!(server.job(both.id()).await.reason(), Some("waiting_for_gpu"));
     gate.open();
+    assert_eq!(events.end_of(both.id()).await, "completed");
+}
+
+#[tokio::test]
+async fn a_gpu_that_has_a_critical_error_before_it_can_be_read_is_kept_from_jobs_once_it_can_be() {
+    let place = Place::new().with_gpus(2);
+    place.change_gpus(|machine| {
+        machine.gpus[0].errors.insert("nvmlDeviceGetMemoryInfo_v2".into(), UNKNOWN);
+    });
+    let (server, mut events, mut gate, first) = place.start_with_a_job("exit 0").await;
+    server.place().change_gpus(|machine| machine.gpus[0].xids.push(79));
+    // At its end NVML is asked for errors, before it is told.
+    gate.open();
+    assert_eq!(events.end_of(first.id()).await, "completed");
+    let both = asks_for_both(&server).await;
+    waits_for(&server, &both, "cannot read").await;
+    server.place().change_gpus(|machine| machine.gpus[0].errors.clear());
+    let quarantined = events.wait_for(|event| event.kind == "gpu.quarantined").await;
+    assert_eq!(quarantined.json["uuid"], "GPU-fake-0");
+    assert_eq!((&server.gpu(1).await["state"], server.job(both.id()).await.state()), (&json!("quarantined"), "queued"));
+    server.post_nothing("/gpus/GPU-fake-0/release").await.expect(200);
     assert_eq!(events.end_of(both.id()).await, "completed");
 }
