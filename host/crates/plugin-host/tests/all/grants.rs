@@ -59,6 +59,129 @@ async fn components_with_the_imports_of_python_and_javascript_load_without_a_gra
 }
 
 #[tokio::test]
+async fn no_grant_gives_a_socket_or_a_name_looked_up() {
+    const SOCKETS: &str = "wasi:sockets";
+    // Each answers with an error: which one is in the fifth byte.
+    let refused = |at: u32, code: u32| {
+        format!(
+            "(if (i32.ne (i32.load8_u (i32.const {at})) (i32.const 1)) (then unreachable))
+             (if (i32.ne (i32.load8_u (i32.const {})) (i32.const {code})) (then unreachable))",
+            at + 4
+        )
+    };
+    let (access_denied, permanent_failure) = (1, 20);
+    let guest = Guest::validating(&format!(
+        "(call $tcp (i32.const 0) (i32.const 4096)) {}
+         (call $udp (i32.const 0) (i32.const 4104)) {}
+         (call $resolve (call $network) (i32.const 2048) (i32.const 9) (i32.const 4112)) {}
+         (call $resolve (call $network) (i32.const 2064) (i32.const 15) (i32.const 4120)) {}
+         i32.const 1024",
+        refused(4096, access_denied),
+        refused(4104, access_denied),
+        refused(4112, permanent_failure),
+        refused(4120, permanent_failure),
+    ))
+    .text(2048, "localhost")
+    .text(2064, "169.254.169.254")
+    .importing(PYTHON)
+    .calling("tcp", &format!("{SOCKETS}/tcp-create-socket@0.2.9"), "create-tcp-socket", "(param i32 i32)")
+    .calling("udp", &format!("{SOCKETS}/udp-create-socket@0.2.9"), "create-udp-socket", "(param i32 i32)")
+    .calling("network", &format!("{SOCKETS}/instance-network@0.2.9"), "instance-network", "(result i32)")
+    .calling(
+        "resolve",
+        &format!("{SOCKETS}/ip-name-lookup@0.2.9"),
+        "resolve-addresses",
+        "(param i32 i32 i32 i32)",
+    );
+    let bench = Bench::with("caller.wasm", guest.build());
+    bench.put("caller.toml", "http = [\"http://localhost\"]\nallow_private = [\"127.0.0.0/8\", \"169.254.0.0/16\"]");
+    let (_host, plugin) = bench.plugin().await;
+    assert_eq!(plugin.validate(&job(), &submission()).await.result, Ok(Vec::new()));
+}
+
+/// A guest that asks this host for its first page by `wasi:http` and must get an answer, or else be told that it was refused.
+fn asking(authority: &str, answered: bool) -> Guest {
+    // Where `get` writes: whether it is there, whether the future was used before, whether it failed, and with what.
+    let outcome = if answered {
+        "(if (i32.load8_u (i32.const 4112)) (then unreachable))"
+    } else {
+        // HTTP-request-denied.
+        "(if (i32.ne (i32.load8_u (i32.const 4112)) (i32.const 1)) (then unreachable))
+         (if (i32.ne (i32.load8_u (i32.const 4120)) (i32.const 15)) (then unreachable))"
+    };
+    Guest::validating(&format!(
+        "(local $request i32) (local $answer i32)
+         (local.set $request (call $new (call $fields)))
+         (if (call $scheme (local.get $request) (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0)) (then unreachable))
+         (if (call $authority (local.get $request) (i32.const 1) (i32.const 2048) (i32.const {})) (then unreachable))
+         (if (call $path (local.get $request) (i32.const 1) (i32.const 2040) (i32.const 1)) (then unreachable))
+         (call $handle (local.get $request) (i32.const 0) (i32.const 0) (i32.const 4096))
+         (if (i32.load8_u (i32.const 4096)) (then unreachable))
+         (local.set $answer (i32.load (i32.const 4104)))
+         (call $block (call $subscribe (local.get $answer)))
+         (call $get (local.get $answer) (i32.const 4096))
+         (if (i32.ne (i32.load8_u (i32.const 4096)) (i32.const 1)) (then unreachable))
+         (if (i32.load8_u (i32.const 4104)) (then unreachable))
+         {outcome}
+         i32.const 1024",
+        authority.len(),
+    ))
+    .text(2048, authority)
+    .text(2040, "/")
+    .importing(JAVASCRIPT)
+    .calling("fields", HTTP, "[constructor]fields", "(result i32)")
+    .calling("new", HTTP, "[constructor]outgoing-request", "(param i32) (result i32)")
+    .calling("scheme", HTTP, "[method]outgoing-request.set-scheme", "(param i32 i32 i32 i32 i32) (result i32)")
+    .calling("authority", HTTP, "[method]outgoing-request.set-authority", "(param i32 i32 i32 i32) (result i32)")
+    .calling("path", HTTP, "[method]outgoing-request.set-path-with-query", "(param i32 i32 i32 i32) (result i32)")
+    .calling("handle", "wasi:http/outgoing-handler@0.2.10", "handle", "(param i32 i32 i32 i32)")
+    .calling("subscribe", HTTP, "[method]future-incoming-response.subscribe", "(param i32) (result i32)")
+    .calling("get", HTTP, "[method]future-incoming-response.get", "(param i32 i32)")
+    .calling("block", "wasi:io/poll@0.2.12", "[method]pollable.block", "(param i32)")
+}
+
+const HTTP: &str = "wasi:http/types@0.2.10";
+
+#[tokio::test]
+async fn a_guest_reaches_the_host_that_it_is_granted_and_nothing_inside() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 8192];
+        tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.unwrap();
+        listener
+    });
+    let (here, by_name) = (format!("127.0.0.1:{port}"), format!("localhost:{port}"));
+    let metadata = "169.254.169.254";
+    let mut bench = Bench::new();
+    bench.limits.timeout = PATIENCE;
+    for (name, asked, granted, private, answered) in [
+        ("granted", &*here, &*here, "\"127.0.0.1\"", true),
+        ("nothing", &here, "", "\"127.0.0.1\"", false),
+        ("another", metadata, &here, "\"127.0.0.1\"", false),
+        ("address", &here, &here, "", false),
+        ("name", &by_name, &by_name, "", false),
+        ("metadata", metadata, metadata, "\"127.0.0.0/8\"", false),
+    ] {
+        bench.put(&format!("{name}.wasm"), asking(asked, answered).build());
+        let granted = if granted.is_empty() { String::new() } else { format!("\"http://{granted}\"") };
+        bench.put(&format!("{name}.toml"), format!("http = [{granted}]\nallow_private = [{private}]"));
+    }
+    let host = bench.host().await;
+    for name in ["granted", "nothing", "another", "address", "name", "metadata"] {
+        let plugin = host.plugin(name).unwrap_or_else(|| panic!("{name}: {:?}", host.plugins()));
+        let called = plugin.validate(&job(), &submission()).await;
+        assert_eq!(called.result, Ok(Vec::new()), "{name}");
+    }
+    let listener = server.await.unwrap();
+    let more = futures_util::FutureExt::now_or_never(listener.accept());
+    assert!(more.is_none(), "one that was refused came through");
+}
+
+#[tokio::test]
 async fn a_granted_directory_is_there_and_no_other() {
     let guest = Guest::validating(
         "(call $directories (i32.const 4112))
