@@ -446,14 +446,14 @@ struct AllTogether(Arc<tokio::sync::Barrier>);
 impl Hooks for AllTogether {
     async fn ready(&self) {}
 
-    fn in_force(&self, hook: Hook, stage: Stage, _: Option<&str>) -> Vec<Box<dyn Guest>> {
-        let validators = if (hook, stage) == (Hook::Validate, Stage::Submit) { 5 } else { 0 };
+    fn in_force(&self, hook: Hook, _: Stage, _: Option<&str>) -> Vec<Box<dyn Guest>> {
+        let validators = if hook == Hook::Validate { 5 } else { 0 };
         (0..validators).map(|_| Box::new(Together(self.0.clone())) as Box<dyn Guest>).collect()
     }
 }
 
 #[tokio::test]
-async fn validators_are_asked_all_at_once() {
+async fn validators_are_asked_all_at_once_at_both_stages() {
     let no_gpus = gpu::Settings { nvml_library: Some(PathBuf::new()), ..gpu::Settings::default() };
     let admission = Admission::new(Options {
         hooks: Arc::new(AllTogether(Arc::new(tokio::sync::Barrier::new(5)))),
@@ -464,7 +464,10 @@ async fn validators_are_asked_all_at_once() {
     });
     // One after another they would wait for each other for ever.
     let judged = tokio::time::timeout(Duration::from_secs(60), admission.judge(draft(), "ann", false));
-    assert_eq!(judged.await.expect("they are asked together").expect("all agree").job.verdicts.len(), 5);
+    let job = judged.await.expect("they are asked together").expect("all agree").job;
+    assert_eq!(job.verdicts.len(), 5);
+    let judged = tokio::time::timeout(Duration::from_secs(60), admission.judge_launch(&job, Vec::new()));
+    assert_eq!(judged.await.expect("they are asked together").verdicts.len(), 5);
 }
 
 #[tokio::test]
