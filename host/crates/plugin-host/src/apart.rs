@@ -11,6 +11,12 @@
 //! is its turn, and where more instances are to be made after it (a module's start function comes between them) they are made on
 //! [another thread](needs_another_thread), since a priority that was lowered cannot be raised. Of a plugin whose calls begin apart
 //! one call at a time makes [its own](crate::places::Making).
+//!
+//! Such a thread waits in [a runtime of its own kind](Waiting), since whatever threads it makes stand as it does.
+
+mod waiting;
+
+pub use waiting::Waiting;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -18,7 +24,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -85,14 +91,19 @@ type Call<T, E, H> = BoxFuture<'static, (Result<T, E>, H)>;
 ///
 /// # Errors
 /// When the call panicked on its own thread, or there is none. A panic here unwinds.
-pub async fn run<T, E, H>(mut call: Call<T, E, H>, busy: &AtomicBool, steps: &Steps) -> Result<Result<T, E>, Lost>
+pub async fn run<T, E, H>(
+    mut call: Call<T, E, H>,
+    busy: &AtomicBool,
+    steps: &Steps,
+    waiting: &Arc<Waiting>,
+) -> Result<Result<T, E>, Lost>
 where
     T: Send + 'static,
     E: Send + 'static,
     H: Send + 'static,
 {
     if !steps.are_short() {
-        let (answer, spent) = go_on(call).await?;
+        let (answer, spent) = go_on(call, waiting).await?;
         if answer.is_ok() {
             steps.ended_well_after(spent);
         }
@@ -111,7 +122,7 @@ where
     .await;
     match early {
         Some(answer) => Ok(answer),
-        None => go_on(call).await.map(|(answer, _)| answer),
+        None => go_on(call, waiting).await.map(|(answer, _)| answer),
     }
 }
 
@@ -123,19 +134,19 @@ enum Said<T: Send + 'static, E: Send + 'static, H: Send + 'static> {
 }
 
 /// Runs a call on a thread of its own, and on others after that. Tells its processor time, too.
-async fn go_on<T, E, H>(call: Call<T, E, H>) -> Result<(Result<T, E>, Duration), Lost>
+async fn go_on<T, E, H>(call: Call<T, E, H>, waiting: &Arc<Waiting>) -> Result<(Result<T, E>, Duration), Lost>
 where
     T: Send + 'static,
     E: Send + 'static,
     H: Send + 'static,
 {
-    let mut call = GivenBack::new(call.instrument(Span::current()).boxed());
+    let mut call = GivenBack::new(call.instrument(Span::current()).boxed(), Handle::current());
     let mut spent = Duration::ZERO;
     loop {
         let (caller, said) = oneshot::channel();
-        let runtime = Handle::current();
+        let waiting = waiting.clone();
         thread::Builder::new().name("plugin-call".into()).spawn(move || {
-            runtime.block_on(go_on_here(call, spent, caller));
+            waiting.block_on(go_on_here(call, spent, caller));
         })?;
         // Dropped without a word only when the thread unwinds.
         match said.await.map_err(|_| Lost::Panicked)? {
@@ -156,6 +167,7 @@ async fn go_on_here<T, E, H>(
     H: Send + 'static,
 {
     STANDS.set(Stands::Usual);
+    let service = call.service.clone();
     let mut call = call.taken();
     let mut goes_on = false;
     let ended = poll_fn(|cx| {
@@ -175,9 +187,9 @@ async fn go_on_here<T, E, H>(
     .await;
     let spent = before + processor_time();
     let said = match ended {
-        Some(Poll::Ready((answer, held))) => Said::Ended(answer, GivenBack::new(held), spent),
-        Some(Poll::Pending) => Said::Leaves(GivenBack::new(call), spent),
-        None => return drop(GivenBack::new(call)),
+        Some(Poll::Ready((answer, held))) => Said::Ended(answer, GivenBack::new(held, service), spent),
+        Some(Poll::Pending) => Said::Leaves(GivenBack::new(call, service), spent),
+        None => return drop(GivenBack::new(call, service)),
     };
     // An error means that nobody waits for it any more.
     drop(caller.send(said));
@@ -187,12 +199,13 @@ async fn go_on_here<T, E, H>(
 /// that had to wait for a core it would keep others from having or giving back memory meanwhile (mmap_lock).
 struct GivenBack<V: Send + 'static> {
     value: Option<V>,
-    runtime: Handle,
+    /// Where nobody's priority is low.
+    service: Handle,
 }
 
 impl<V: Send + 'static> GivenBack<V> {
-    fn new(value: V) -> GivenBack<V> {
-        GivenBack { value: Some(value), runtime: Handle::current() }
+    fn new(value: V, service: Handle) -> GivenBack<V> {
+        GivenBack { value: Some(value), service }
     }
 
     fn taken(mut self) -> V {
@@ -205,7 +218,7 @@ impl<V: Send + 'static> Drop for GivenBack<V> {
     fn drop(&mut self) {
         let Some(value) = self.value.take() else { return };
         // By way of the runtime's own threads: one that this thread made would inherit its priority.
-        self.runtime.spawn(async move { drop(tokio::task::spawn_blocking(move || give_back(value))) });
+        self.service.spawn(async move { drop(tokio::task::spawn_blocking(move || give_back(value))) });
     }
 }
 

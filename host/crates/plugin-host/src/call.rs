@@ -160,7 +160,8 @@ impl<'a> Call<'a> {
             store.data_mut().turn.instances_are_made();
             (answer, (store, under_way))
         };
-        let running = AssertUnwindSafe(apart::run(guest.boxed(), &trace.busy, &loaded.steps)).catch_unwind();
+        let running =
+            AssertUnwindSafe(apart::run(guest.boxed(), &trace.busy, &loaded.steps, &runtime.waiting)).catch_unwind();
         let lost = match timeout_at(deadline, running).await {
             Ok(Ok(Ok(Ok(answer)))) => return Ok(answer),
             Ok(Ok(Ok(Err(error)))) => return Err(classify(&error, loaded, &trace)),

@@ -243,7 +243,7 @@ async fn permitted_addresses(policy: &Policy, refuse: &Refusals, target: &Target
 }
 
 /// Looks a name up, on a thread that the runtime's own threads have made: one that a busy guest's makes inherits its priority, and
-/// works for the whole service after that.
+/// works for other guests after that.
 async fn addresses_of(host: String, port: u16) -> std::io::Result<Vec<SocketAddr>> {
     let looked_up = tokio::spawn(async move { Ok(tokio::net::lookup_host((host.as_str(), port)).await?.collect()) });
     looked_up.await.unwrap_or_else(|stopped| Err(stopped.into()))

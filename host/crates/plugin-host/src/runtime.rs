@@ -1,5 +1,6 @@
 //! The engine and everything that all plugins share.
 
+use crate::apart::Waiting;
 use crate::limits::Limits;
 use crate::memory::Memories;
 use crate::places::Shared;
@@ -19,6 +20,8 @@ pub struct Runtime {
     pub tls: Arc<Tls>,
     /// Places for calls that all plugins share.
     pub places: Shared,
+    /// Where guests wait that have threads of their own.
+    pub waiting: Arc<Waiting>,
 }
 
 /// Why the engine does not start.
@@ -38,6 +41,7 @@ impl Runtime {
         let linker = linker(&engine).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         Ok(Runtime {
             ticker: Ticker::start(engine.clone()).map_err(RuntimeError::Threads)?,
+            waiting: Arc::new(Waiting::start().map_err(RuntimeError::Threads)?),
             places: Shared::new(&limits),
             limits: Arc::new(limits),
             tls: Arc::new(tls),

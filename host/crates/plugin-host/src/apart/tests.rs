@@ -2,11 +2,15 @@
 
 use super::*;
 use futures_util::future::{join_all, pending, ready};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Barrier, mpsc};
 use std::thread::ThreadId;
 
 pub fn known_to_be_short() -> Steps {
     Steps { short: AtomicBool::new(true) }
+}
+
+fn waiting() -> Arc<Waiting> {
+    Arc::new(Waiting::start().unwrap())
 }
 
 /// The answer of such a call.
@@ -16,7 +20,7 @@ where
     H: Send + 'static,
 {
     let call = call.map(|(answer, held)| (Ok::<_, ()>(answer), held));
-    run(call.boxed(), busy, steps).await.unwrap().unwrap()
+    run(call.boxed(), busy, steps, &waiting()).await.unwrap().unwrap()
 }
 
 /// The thread that a call begins on, which computes there for so long without a pause. It answers, or it fails with that.
@@ -29,7 +33,7 @@ async fn begins_on(steps: &Steps, computing: Duration, ends_well: bool) -> Threa
         let thread = thread::current().id();
         (if ends_well { Ok(thread) } else { Err(thread) }, ())
     };
-    run(call.boxed(), &AtomicBool::new(false), steps).await.unwrap().unwrap_or_else(|thread| thread)
+    run(call.boxed(), &AtomicBool::new(false), steps, &waiting()).await.unwrap().unwrap_or_else(|thread| thread)
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -169,12 +173,12 @@ async fn what_a_call_held_that_nobody_waits_for_is_given_back_at_the_usual_prior
         pending::<((), ())>().await
     };
     let (busy, steps) = (AtomicBool::new(false), Steps::default());
-    let mut waiting = answered(call, &busy, &steps).boxed_local();
+    let mut under_way = answered(call, &busy, &steps).boxed_local();
     tokio::select! {
-        () = &mut waiting => unreachable!("it never ends by itself"),
+        () = &mut under_way => unreachable!("it never ends by itself"),
         behind = begins.recv() => assert_eq!(behind, Some(niceness().max(BUSY))),
     }
-    drop(waiting);
+    drop(under_way);
     assert_eq!(told(given_back).await, [niceness()]);
 }
 
@@ -248,12 +252,13 @@ async fn a_call_apart_ends_when_nobody_waits_for_it() {
         ended.send(()).await.unwrap();
         pending::<(Result<(), ()>, ())>().await
     };
-    let mut waiting = run(call.boxed(), &busy, &steps).boxed_local();
+    let waiting = waiting();
+    let mut under_way = run(call.boxed(), &busy, &steps, &waiting).boxed_local();
     tokio::select! {
-        _ = &mut waiting => unreachable!("it never ends by itself"),
+        _ = &mut under_way => unreachable!("it never ends by itself"),
         begun = end.recv() => assert_eq!(begun, Some(())),
     }
-    drop(waiting);
+    drop(under_way);
     assert_eq!(end.recv().await, None, "what it held is dropped");
 }
 
@@ -264,6 +269,24 @@ async fn a_panic_apart_is_the_end_of_that_call_alone() {
         tokio::task::yield_now().await;
         panic!("a bug of the host's")
     };
-    let lost = run::<(), (), ()>(call.boxed(), &busy, &steps).await;
+    let lost = run::<(), (), ()>(call.boxed(), &busy, &steps, &waiting()).await;
     assert!(matches!(lost, Err(Lost::Panicked)));
+}
+
+#[test]
+fn what_blocks_a_busy_guest_is_done_on_no_thread_of_the_service() {
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+    let usual = niceness();
+    let call = async {
+        guest_goes_on();
+        // As a guest reads a file.
+        let blocked = tokio::task::spawn_blocking(niceness).await.unwrap();
+        (blocked, ())
+    };
+    let (busy, steps) = (AtomicBool::new(false), Steps::default());
+    runtime.block_on(async {
+        assert_eq!(answered(call, &busy, &steps).await, usual.max(BUSY), "it inherits what made it");
+        // There is no other thread to do this.
+        assert_eq!(tokio::task::spawn_blocking(niceness).await.unwrap(), usual);
+    });
 }

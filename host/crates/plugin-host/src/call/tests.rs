@@ -1,8 +1,8 @@
 //! What of a call cannot be seen from outside.
 
 use super::*;
-use crate::apart::Steps;
 use crate::apart::tests::known_to_be_short;
+use crate::apart::{Steps, Waiting};
 use crate::egress::Policy;
 use crate::limits::Limits;
 use crate::memory::Memories;
@@ -78,6 +78,7 @@ fn runtime_with(memories: impl MemoryCreator + 'static) -> Runtime {
     Runtime {
         ticker: Ticker::start(engine.clone()).unwrap(),
         places: Shared::new(&limits),
+        waiting: Arc::new(Waiting::start().unwrap()),
         limits: Arc::new(limits),
         tls: Arc::new(Tls::new(None).unwrap()),
         linker: Linker::new(&engine),
