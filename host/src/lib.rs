@@ -6,6 +6,7 @@
 //! `docs/architecture.md` is the map.
 
 pub mod admission;
+pub mod alarm;
 pub mod api;
 mod bundled;
 pub mod cli;

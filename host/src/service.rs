@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Admission, LaunchJudgement};
+use crate::alarm::Alarm;
 use crate::api;
 use crate::config::{DataDir, Settings, Startup};
 use crate::gpu::{self, Inventory, Looked, Released};
@@ -107,13 +108,16 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         drained: drained.clone(),
     })
     .await?;
-    let retention = Retention::spawn(store.clone(), settings.jobs_dir(), settings.config.queue.retention.clone());
-    let outbox = Outbox::spawn(outbox::Options {
+    let alarm = || Alarm::new().context("could not make a timer; check the limit of open files (`ulimit -n`)");
+    let kept = settings.config.queue.retention.clone();
+    let retention = Retention::spawn(store.clone(), settings.jobs_dir(), kept, alarm()?);
+    let deliveries = outbox::Options {
         store: store.clone(),
         hooks: Arc::new(plugins.clone()),
         jobs_dir: settings.jobs_dir(),
         max_attempts: outbox::MAX_ATTEMPTS,
-    });
+    };
+    let outbox = Outbox::spawn(deliveries, alarm()?);
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

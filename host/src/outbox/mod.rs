@@ -23,6 +23,7 @@ use taxiway_job::Time;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::alarm::Alarm;
 use crate::store::{DeliveryId, Store};
 pub use back_off::MAX_ATTEMPTS;
 pub use hooks::{CompletionHooks, deliveries_for};
@@ -62,13 +63,13 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Starts the worker. What an earlier one left is due again.
+    /// Starts the worker, which sleeps by this alarm. What an earlier one left is due again.
     #[must_use]
-    pub fn spawn(options: Options) -> Self {
+    pub fn spawn(options: Options, alarm: Alarm) -> Self {
         let stop = CancellationToken::new();
         let worker =
             Worker { options: Arc::new(options), stop: stop.clone(), under_way: HashMap::new(), tries: JoinSet::new() };
-        Self { stop, worker: Mutex::new(Some(tokio::spawn(worker.run()))) }
+        Self { stop, worker: Mutex::new(Some(tokio::spawn(worker.run(alarm)))) }
     }
 
     /// Begins no more tries and waits for those under way, at most for `patience`. Those that take longer are cut off and
@@ -104,7 +105,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self) {
+    async fn run(mut self, mut alarm: Alarm) {
         let options = self.options.clone();
         // A plugin that has not been loaded yet is not one that was removed.
         tokio::select! {
@@ -120,7 +121,7 @@ impl Worker {
                 () = self.stop.cancelled() => break,
                 () = &mut added => {}
                 Some(ended) = self.tries.join_next_with_id() => self.forget(ended),
-                () = tokio::time::sleep(sleep) => {}
+                () = alarm.after(sleep) => {}
             }
         }
         while let Some(ended) = self.tries.join_next_with_id().await {

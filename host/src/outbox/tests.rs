@@ -96,12 +96,13 @@ impl Scene {
     }
 
     fn outbox(&self, max_attempts: u32) -> Outbox {
-        Outbox::spawn(Options {
+        let options = Options {
             store: self.store.clone(),
             hooks: self.receivers.clone(),
             jobs_dir: self.jobs_dir(),
             max_attempts,
-        })
+        };
+        Outbox::spawn(options, Alarm::new().unwrap())
     }
 
     fn jobs_dir(&self) -> PathBuf {

@@ -129,6 +129,13 @@ impl Owner {
         }
     }
 
+    /// Takes back what a launch holds that is over.
+    pub(super) fn free_slots(&mut self, launch: LaunchId, ended_at: Option<u64>) {
+        if self.slots.free(launch, ended_at) {
+            self.check_gpus_of_all();
+        }
+    }
+
     /// A look is done.
     pub(super) fn take_look(&mut self, looked: Looked) {
         for Look { uuid, state } in looked.gpus {
@@ -318,6 +325,12 @@ impl Owner {
         let standing = |(_, slot): (SlotId, &super::slots::Slot)| {
             let quarantine = slot.quarantine.map(|trouble| quarantined(&slot.gpu.label, trouble));
             let obstacle = slot.obstacle.as_ref().map(NotFree::reason);
+            let job = slot.holder.and_then(|launch| {
+                let live = self.live.get(&launch).map(|live| live.job);
+                live.or_else(|| self.recovering.get(&launch).copied())
+            });
+            let quarantine =
+                quarantine.or_else(|| job.filter(|_| slot.unkillable).map(|job| unkillable(&slot.gpu.label, job)));
             SlotStanding {
                 uuid: slot.gpu.uuid.clone(),
                 label: slot.gpu.label.clone(),
@@ -327,10 +340,7 @@ impl Owner {
                     (None, None, Some(_)) => SlotState::Blocked,
                     (None, None, None) => SlotState::Free,
                 },
-                job: slot.holder.and_then(|launch| {
-                    let live = self.live.get(&launch).map(|live| live.job);
-                    live.or_else(|| self.recovering.get(&launch).copied())
-                }),
+                job,
                 reason: quarantine.or(obstacle),
             }
         };
@@ -359,6 +369,11 @@ fn quarantined(label: &str, trouble: Trouble) -> Reason {
             format!("{label} has failed ({trouble}); `taxiway gpus release UUID` or a reboot has it used again"),
         ),
     }
+}
+
+/// Why nothing starts on a slot that one job does not come off.
+fn unkillable(label: &str, job: JobId) -> Reason {
+    Reason::new("unkillable", format!("{label} is in quarantine: job {job} has processes that survive SIGKILL"))
 }
 
 /// What an attempt used, its GPUs included.

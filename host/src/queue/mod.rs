@@ -11,7 +11,6 @@
 //! ([`run`]) is one write to a shim that is ready, followed by one transaction: the end of one job, its deliveries, and the
 //! start of the next. [`recover`] takes over what a previous service left.
 
-mod alarm;
 mod arm;
 mod change;
 mod count;

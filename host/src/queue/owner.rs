@@ -17,7 +17,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::alarm::Alarm;
 use super::arm::Armed;
 use super::count::{Count, Uncounted};
 use super::gpus::{Gpus, Watch};
@@ -27,6 +26,7 @@ use super::handle::{
 use super::pace::Pace;
 use super::pause::Pauses;
 use super::slots::{SlotGpu, Slots, Taken};
+use crate::alarm::Alarm;
 use crate::gpu::{Fault, Looked, Measured, Missing, Released};
 use crate::store::{Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
 

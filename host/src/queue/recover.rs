@@ -161,7 +161,7 @@ impl Owner {
     pub(super) fn recovered_as_not_started(&mut self, launch: LaunchId) -> bool {
         let Some(job) = self.recovering.remove(&launch) else { return false };
         self.jobs.set_unsettled(job, false);
-        self.slots.free(launch, None);
+        self.free_slots(launch, None);
         self.owed.push(Change::Disarm { job, launch });
         self.then.confirm.push(launch);
         self.resume_operations(job);

@@ -56,6 +56,8 @@ impl Owner {
                 if let Some(live) = self.live.get_mut(&launch) {
                     live.unkillable = pids;
                 }
+                self.slots.quarantine_held_by(launch);
+                self.check_gpus_of_all();
                 // Its shim may be gone, and then has no answer to another time limit.
                 self.extended(launch, true);
             }
@@ -176,7 +178,7 @@ impl Owner {
     fn finish(&mut self, launch: LaunchId, ending: Ending) {
         let Some(live) = self.live.remove(&launch) else { return };
         let job = live.job;
-        let Some(entry) = self.jobs.get(job) else { return self.slots.free(launch, None) };
+        let Some(entry) = self.jobs.get(job) else { return self.free_slots(launch, None) };
         let (state, gpus) = (entry.state(), entry.gpus());
         let stop = (state == State::Cancelling).then_some(entry.stop_target).flatten();
         let mut ended = match &ending {
@@ -185,7 +187,7 @@ impl Owner {
                 if let Some(reason) = reason {
                     self.pause_arming("launcher_failed", reason.clone());
                 }
-                self.slots.free(launch, live.taken.idle_since);
+                self.free_slots(launch, live.taken.idle_since);
                 self.then.confirm.push(launch);
                 return self.not_started(job, launch, stop);
             }
@@ -217,7 +219,7 @@ impl Owner {
         let measured = live.measured.as_ref();
         ended.usage = gpus::usage(ended.usage, live.taken.uuids.len(), measured);
         ended.failure = gpus::failure(ended.failure, measured, |uuid| self.slots.label_of(uuid));
-        self.slots.free(launch, ended.ended_at);
+        self.free_slots(launch, ended.ended_at);
         if let Ending::Record(record) = &ending {
             self.then.confirm.push(launch);
             if let Some(process) = &record.process {

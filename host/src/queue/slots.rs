@@ -64,6 +64,8 @@ pub(super) struct Slot {
     found_free: bool,
     /// Nothing starts there until this is mended.
     pub(super) quarantine: Option<Trouble>,
+    /// Processes of its holder survive SIGKILL: it is not there until these are gone.
+    pub(super) unkillable: bool,
 }
 
 /// What a launch was given.
@@ -87,6 +89,7 @@ impl Slot {
             obstacle: None,
             found_free: false,
             quarantine: None,
+            unkillable: false,
         }
     }
 }
@@ -131,6 +134,7 @@ impl Slots {
     pub(super) fn allowed(&self, terms: Option<&Terms>) -> Vec<SlotId> {
         let allowed = |slot: &Slot| {
             slot.quarantine.is_none()
+                && !slot.unkillable
                 && terms.is_none_or(|terms| match &slot.gpu.uuid {
                     Some(uuid) => terms.allow_gpu(uuid, slot.gpu.memory_total_bytes),
                     None => !terms.choose_gpus(),
@@ -322,13 +326,20 @@ impl Slots {
         }
     }
 
-    /// Takes back what a launch holds. `ended_at` is when its process ended.
-    pub(super) fn free(&mut self, launch: LaunchId, ended_at: Option<u64>) {
+    /// What a launch holds is not there until it is over: processes of it survive SIGKILL.
+    pub(super) fn quarantine_held_by(&mut self, launch: LaunchId) {
+        self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)).for_each(|slot| slot.unkillable = true);
+    }
+
+    /// Takes back what a launch holds. `ended_at` is when its process ended. True when some of it was not there and is now.
+    pub(super) fn free(&mut self, launch: LaunchId, ended_at: Option<u64>) -> bool {
+        let mut are_back = false;
         self.cpu.retain(|holder| *holder != launch);
         self.somewhere.retain(|elsewhere| elsewhere.launch != launch);
         for slot in self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)) {
             slot.holder = None;
             slot.idle_since = ended_at;
+            are_back |= std::mem::take(&mut slot.unkillable);
             // Another launch of the previous service may have been told to start there already.
             let Some(uuid) = &slot.gpu.uuid else { continue };
             if let Some(next) = self.somewhere.iter_mut().find(|elsewhere| elsewhere.uuids.contains(uuid)) {
@@ -338,6 +349,7 @@ impl Slots {
             }
         }
         self.somewhere.retain(|elsewhere| elsewhere.count > 0);
+        are_back
     }
 
     /// Who holds these slots: a slot's label and its holder.

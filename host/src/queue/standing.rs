@@ -168,9 +168,6 @@ impl Owner {
             }
         }
         let held = self.slots.held(among).map(|(label, launch)| match self.live.get(&launch) {
-            Some(Live { job, unkillable, .. }) if !unkillable.is_empty() => {
-                format!("{label} is in quarantine: job {job} has processes that survive SIGKILL")
-            }
             Some(Live { job, .. }) => format!("{label} is held by job {job}"),
             None => match self.recovering.get(&launch).and_then(|job| Some((job, self.silent.get(job)?))) {
                 Some((job, why)) => format!("{label} is held by job {job}: {why}"),

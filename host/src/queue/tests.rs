@@ -1,5 +1,5 @@
 //! The owner task on a machine in memory: [`machine`] stands for shims and their files, [`faults`] does random things to both
-//! and checks the rules, [`rules`] and [`changes`] tell single stories.
+//! and checks the rules, [`rules`], [`changes`] and [`unkillable`] tell single stories.
 
 mod changes;
 mod checks;
@@ -7,6 +7,7 @@ mod faults;
 mod launch;
 mod machine;
 mod rules;
+mod unkillable;
 
 use std::collections::BTreeMap;
 use std::path::Path;

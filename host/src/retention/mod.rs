@@ -25,6 +25,7 @@ use taxiway_job::{JobId, Time};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::config::Retention as Limits;
 use crate::store::{Change, EndedJob, RemovedJob, Store, StoreError};
 
@@ -61,11 +62,11 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Starts the worker.
+    /// Starts the worker, which sleeps by this alarm.
     #[must_use]
-    pub fn spawn(store: Store, jobs_dir: PathBuf, limits: Limits) -> Self {
+    pub fn spawn(store: Store, jobs_dir: PathBuf, limits: Limits, alarm: Alarm) -> Self {
         let (asked, asking) = mpsc::channel(4);
-        tokio::spawn(Worker { store, jobs_dir, limits }.run(asking));
+        tokio::spawn(Worker { store, jobs_dir, limits }.run(asking, alarm));
         Self { asked }
     }
 
@@ -87,7 +88,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(self, mut asking: mpsc::Receiver<oneshot::Sender<Result<Removed, StoreError>>>) {
+    async fn run(self, mut asking: mpsc::Receiver<oneshot::Sender<Result<Removed, StoreError>>>, mut alarm: Alarm) {
         if let Err(error) = self.finish_removals().await {
             tracing::warn!(%error, "the files of jobs that were removed before could not be");
         }
@@ -95,7 +96,7 @@ impl Worker {
         loop {
             let due = async {
                 match next {
-                    Some(next) => tokio::time::sleep_until(next).await,
+                    Some(next) => alarm.after(next - Instant::now()).await,
                     None => std::future::pending().await,
                 }
             };

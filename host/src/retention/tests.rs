@@ -190,7 +190,8 @@ async fn the_files_of_a_job_that_was_removed_just_before_a_crash_go_at_the_next_
     assert!(!place.is_kept(job).await && place.log(job, launch).exists());
     // A worker that is asked for nothing: its handle is gone at once.
     let (_, asking) = mpsc::channel(1);
-    Worker { store: place.store.clone(), jobs_dir: place.jobs_dir(), limits: limits() }.run(asking).await;
+    let worker = Worker { store: place.store.clone(), jobs_dir: place.jobs_dir(), limits: limits() };
+    worker.run(asking, Alarm::new().expect("an alarm")).await;
     assert!(!place.jobs_dir().join(job.to_string()).exists(), "nothing of it is left");
     assert_eq!(place.store.removed(None, 10).await.expect("reads"), []);
     assert_eq!(place.store.launches(job).await.expect("reads"), []);

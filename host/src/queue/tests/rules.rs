@@ -41,7 +41,7 @@ pub(super) fn runs(machine: &Machine, job: &Job) -> bool {
     matches!(machine.shim_of(job.id), Some(Shim::Running(_)))
 }
 
-async fn end(service: &Service, machine: &Machine, job: &Job, code: i32) {
+pub(super) async fn end(service: &Service, machine: &Machine, job: &Job, code: i32) {
     let launch = machine.launch_of(job.id).expect("it was launched");
     machine.step(Step::End(launch, code), &service.events).await;
 }

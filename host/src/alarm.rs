@@ -1,8 +1,9 @@
-//! The alarm: when the next job may start that waits for a time of the clock.
+//! The alarm: when something is to be done that waits for a time of the clock.
 //!
-//! `not_before` and the end of a retry's pause are times of the clock on the wall, so the alarm goes by that clock. The runtime's
-//! timers go by CLOCK_MONOTONIC, which stands still while the machine is suspended and knows nothing of a clock that is set. A
-//! timer of the kernel on CLOCK_REALTIME counts the one and follows the other (timerfd_create(2)), and wakes nobody before.
+//! `not_before`, the end of a retry's pause, the next try of a delivery and the age of a log are times of the clock on the wall, so the
+//! alarm goes by that clock. The runtime's timers go by CLOCK_MONOTONIC, which stands still while the machine is suspended and knows
+//! nothing of a clock that is set. A timer of the kernel on CLOCK_REALTIME counts the one and follows the other (timerfd_create(2)),
+//! and wakes nobody before.
 
 use std::future::pending;
 use std::io;
@@ -17,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// One time at which to be woken.
-pub(super) struct Alarm {
+pub struct Alarm {
     timer: AsyncFd<Timer>,
     /// None once it has rung.
     at: Option<Time>,
@@ -28,7 +29,7 @@ impl Alarm {
     ///
     /// # Errors
     /// When the process has no descriptor left for it.
-    pub(super) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         // SAFETY: the descriptor is owned by the AsyncFd and gives the same number as long as that lives.
         let timer = unsafe { AsyncFd::register_with_interest(Timer(timer), Interest::READABLE) };
@@ -36,7 +37,7 @@ impl Alarm {
     }
 
     /// From now on it rings at this time; none: never.
-    pub(super) fn set(&mut self, at: Option<Time>) {
+    pub fn set(&mut self, at: Option<Time>) {
         if at == self.at {
             return;
         }
@@ -52,8 +53,17 @@ impl Alarm {
         }
     }
 
+    /// Waits for so long, however much of it the machine is suspended. A clock that is set back meanwhile makes it no longer.
+    pub async fn after(&mut self, wait: Duration) {
+        self.set(Some(Time::now().plus(wait)));
+        tokio::select! {
+            () = self.rung() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+
     /// Waits until the time has come. It has to be set again after that.
-    pub(super) async fn rung(&mut self) {
+    pub async fn rung(&mut self) {
         if self.at.is_none() {
             return pending().await;
         }
@@ -95,6 +105,16 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_wait_ends_by_either_clock() {
+        let mut alarm = Alarm::new().expect("an alarm");
+        let (before, wait) = (Time::now(), Duration::from_secs(3600));
+        assert!(alarm.after(wait).now_or_never().is_none(), "an hour early");
+        let at = alarm.at.expect("it is set by the one");
+        assert!(before.plus(wait) <= at && at <= Time::now().plus(wait));
+        alarm.after(Duration::from_millis(20)).await;
+    }
 
     #[tokio::test]
     async fn it_rings_at_the_time_that_it_was_last_set_to_and_once() {
