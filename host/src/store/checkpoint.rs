@@ -12,15 +12,15 @@ use rusqlite::Connection;
 use super::schema;
 
 /// Pages that the log grows by from one checkpoint to the next (4 MiB; SQLite's own number).
-const STEP: i32 = 1000;
+pub(super) const STEP: i32 = 1000;
 
-/// Pages at which the writer is made to wait for the rest of a checkpoint (64 MiB): while it writes without a pause, the log
-/// cannot begin again from the front, and would grow without end.
-const TOO_LONG: i64 = 16 * STEP as i64;
+/// Pages after which the writer is made to wait for the rest of a checkpoint: while it writes without a pause, the log cannot begin
+/// again from the front by itself, and would outgrow its room ([`super::room`]), in which commits take less time.
+pub(super) const TOO_LONG: i64 = 3 * STEP as i64 / 2;
 
 /// How long such a checkpoint waits for its turn between two commits, and then for readers that are about to be done, for which the
-/// writer waits too: a page of a list takes a few milliseconds, and nothing that is asked often takes longer than this.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// writer waits too: a page of a list takes a few milliseconds, and what takes longer is not waited for, but tried again a step later.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Turns SQLite's own checkpoints of `writer` off and starts the thread that makes them. It ends with the connection.
 ///

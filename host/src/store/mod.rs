@@ -17,6 +17,7 @@ mod counters;
 mod history;
 mod keys;
 mod reader;
+mod room;
 mod row;
 mod schema;
 mod writer;
@@ -71,6 +72,7 @@ impl Store {
         schema::configure(&connection).map_err(at)?;
         schema::migrate(&mut connection)?;
         connection.execute_batch(history::REMEMBERED).map_err(at)?;
+        room::reserve(&mut connection, path).map_err(at)?;
         checkpoint::start(&mut connection, path)?;
         let (units, waiting) = mpsc::channel(WAITING_UNITS);
         let (events, _) = broadcast::channel(EVENTS_BEHIND);

@@ -207,3 +207,18 @@ async fn a_job_that_was_told_to_start_when_the_service_was_killed_keeps_its_gpu_
     let (place, _) = server.stop().await;
     is_whole(&place);
 }
+
+#[tokio::test]
+async fn a_disk_without_room_for_the_log_in_advance_holds_jobs_all_the_same() {
+    let Some(small) = SmallDisk::mount(6) else { return };
+    let data_dir = small.path().join("data");
+    let place = Place::with_data_dir(data_dir.to_str().expect("a path of ours"));
+    let server = place.config("[launcher]\nmin_free_disk = 0\n").start().await;
+    let mut events = server.events().await;
+    let job = server.submit(sh("exit 0")).await;
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    let server = server.kill().await.start().await;
+    assert_eq!(server.job(job.id()).await.json["state"], "completed");
+    let (place, _) = server.stop().await;
+    is_whole(&place);
+}
