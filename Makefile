@@ -16,7 +16,7 @@ need = command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-ge
 # $(call cargo_tool,SUBCOMMAND): a subcommand of cargo, built from crates.io when it is absent.
 cargo_tool = cargo $(1) --version >/dev/null 2>&1 || cargo install cargo-$(1) --locked
 
-.PHONY: help setup build run demo test kills bench bench-plugins bench-scale fmt lint deny advisories doc ci
+.PHONY: help setup build run demo test kills bench bench-jobs bench-plugins bench-scale fmt lint deny advisories doc ci
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +56,11 @@ test: setup ## run every test
 kills: setup ## kill -9 service, shim and both in every state of a job, ROUNDS times each (100)
 	TAXIWAY_TEST_ROUNDS=$(or $(ROUNDS),100) cargo test --locked --workspace --test e2e -- --nocapture kills::
 
-bench: build bench-plugins bench-scale ## measure hand-over, submission, plugins and scale beside floors and targets
+bench: ## measure hand-over, submission, plugins and scale beside floors and aims; all of it, and it fails if one was missed
+	@missed=; for part in bench-plugins bench-scale bench-jobs; do $(MAKE) $$part || missed="$$missed $$part"; done; \
+	if [ -n "$$missed" ]; then echo "An aim was missed, or something failed, in:$$missed" >&2; exit 1; fi
+
+bench-jobs: build ## measure hand-over and submission
 	@$(call need,wrk,wrk)
 	cargo build --release --locked --package taxiway-fake-nvml
 	cargo build --release --locked --package taxiway --package taxiway-submission-floor

@@ -59,7 +59,13 @@ fn guests() -> Vec<(&'static str, Guest)> {
 /// The one with a directory to read.
 const READS: &str = "long to link, a directory";
 
-/// One row for each guest, with eight of its calls at a time beside a plugin that is called again and again.
+/// Four that each delay others by another way: by computing before the first tick of their hook, in one long step, by making
+/// instances, and by calling the host.
+const AT_ONCE: [&str; 4] =
+    ["endless loop at start", "100 MiB at once", "long to link after a while", "host calls in a row"];
+
+/// One row for each guest, with eight of its calls at a time beside a plugin that is called again and again, and one with eight calls
+/// of each of several.
 pub async fn measure(compiler: PathBuf, job: &JobView, context: &Context) -> Value {
     let aside = tempfile::tempdir().expect("a folder");
     let plugins_dir = aside.path().join("plugins");
@@ -73,43 +79,65 @@ pub async fn measure(compiler: PathBuf, job: &JobView, context: &Context) -> Val
         .expect("a file");
     std::fs::write(plugins_dir.join("good.wasm"), Guest::harmless().build()).expect("a file");
     let host = host(aside.path(), compiler, Limits { timeout: TIMEOUT, ..Limits::default() }).await;
-    let good = host.plugin("good").expect("it loads");
+    let plugin = |name: &str| host.plugin(&file(name)).expect("it loads");
+    let good = plugin("good");
     let others = Others::start(&good, job, context);
     // For as long as a guest is measured: there is nothing to wait for.
     tokio::time::sleep(TIMEOUT).await;
     let alone = others.slowest().await;
+    let at_first = resident_bytes();
     let mut rows = Vec::new();
     for (name, _) in &guests {
-        let plugin = host.plugin(&file(name)).expect("it loads");
-        // Once before, so that what is kept for the next time is not counted.
-        let at_first = resident_bytes();
-        called(&plugin, job, context).await;
-        let before = given_back(at_first).await;
-        let (mut longest, mut told) = (Duration::ZERO, String::new());
-        let others = Others::start(&good, job, context);
-        let calls: Vec<_> = (0..AT_A_TIME)
-            .map(|_| {
-                let (plugin, job, context) = (plugin.clone(), job.clone(), context.clone());
-                tokio::spawn(async move { called(&plugin, &job, &context).await })
-            })
-            .collect();
-        for call in calls {
-            let (took, ended) = call.await.expect("no panic");
-            longest = longest.max(took);
-            told = ended;
-        }
-        let slowest = others.slowest().await;
-        let kept = given_back(before).await as f64 - before as f64;
-        rows.push(json!({
-            "guest": name,
-            "limit": told,
-            "longest_ms": longest.as_secs_f64() * 1e3,
-            "late_ms": longest.saturating_sub(TIMEOUT).as_secs_f64() * 1e3,
-            "others_slowest_ms": slowest.as_secs_f64() * 1e3,
-            "memory_kept_mib": kept / f64::from(1 << 20),
-        }));
+        rows.push(row(name, &[plugin(name)], &good, job, context).await);
     }
-    json!({"at_a_time": AT_A_TIME, "timeout_ms": TIMEOUT.as_millis(), "alone_slowest_ms": alone.as_secs_f64() * 1e3, "guests": rows})
+    let at_once = row("four of them at once", &AT_ONCE.map(plugin), &good, job, context).await;
+    let kept = given_back(at_first).await;
+    json!({
+        "at_a_time": AT_A_TIME,
+        "timeout_ms": TIMEOUT.as_millis(),
+        "alone_slowest_ms": alone.as_secs_f64() * 1e3,
+        "guests": rows,
+        "at_once": at_once,
+        "at_once_calls": AT_A_TIME * AT_ONCE.len(),
+        "memory_kept_mib": in_mib(at_first, kept),
+    })
+}
+
+async fn row(name: &str, plugins: &[Plugin], good: &Plugin, job: &JobView, context: &Context) -> Value {
+    // Once before, so that what is kept for the next time is not counted.
+    let at_first = resident_bytes();
+    for plugin in plugins {
+        called(plugin, job, context).await;
+    }
+    let before = given_back(at_first).await;
+    let (mut longest, mut told) = (Duration::ZERO, String::new());
+    let others = Others::start(good, job, context);
+    let calls: Vec<_> = (0..AT_A_TIME)
+        .flat_map(|_| plugins)
+        .map(|plugin| {
+            let (plugin, job, context) = (plugin.clone(), job.clone(), context.clone());
+            tokio::spawn(async move { called(&plugin, &job, &context).await })
+        })
+        .collect();
+    for call in calls {
+        let (took, ended) = call.await.expect("no panic");
+        longest = longest.max(took);
+        told = ended;
+    }
+    let slowest = others.slowest().await;
+    json!({
+        "guest": name,
+        "limit": told,
+        "longest_ms": longest.as_secs_f64() * 1e3,
+        "late_ms": longest.saturating_sub(TIMEOUT).as_secs_f64() * 1e3,
+        "others_slowest_ms": slowest.as_secs_f64() * 1e3,
+        "memory_kept_mib": in_mib(before, given_back(before).await),
+    })
+}
+
+/// How much more there is after than before.
+pub fn in_mib(before: u64, after: u64) -> f64 {
+    (after as f64 - before as f64) / f64::from(1 << 20)
 }
 
 /// A host over `aside/plugins` that has loaded what is there.

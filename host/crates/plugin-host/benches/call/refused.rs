@@ -50,13 +50,12 @@ pub async fn measure(compiler: PathBuf, job: &JobView, context: &Context) -> Val
         let error = refused(&host, &file).await;
         let took = begun.elapsed();
         let slowest = others.slowest().await;
-        let kept = given_back(before).await as f64 - before as f64;
         rows.push(json!({
             "file": name,
             "error": error.message,
             "refused_ms": took.as_secs_f64() * 1e3,
             "others_slowest_ms": slowest.as_secs_f64() * 1e3,
-            "memory_kept_mib": kept / f64::from(1 << 20),
+            "memory_kept_mib": hostile::in_mib(before, given_back(before).await),
         }));
     }
     json!({"compile_timeout_ms": COMPILE_TIMEOUT.as_millis(), "files": rows})
