@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::handle::Mode;
 use super::owner::{Done, Owner};
 use super::slots::SlotGpu;
 use crate::gpu::{Fault, Missing, Trouble};
@@ -105,8 +104,7 @@ impl Owner {
 
     /// Plans the next count, if anybody waits for it.
     pub(super) fn plan_count(&mut self) {
-        // A queue that is paused or drained waits for nothing.
-        let anybody_waits = self.mode == Mode::Run && !self.jobs.line().is_empty();
+        let anybody_waits = self.anybody_wants_gpus();
         if let Some(uncounted) = &mut self.uncounted {
             uncounted.plan(anybody_waits, self.slots.count() > 0);
         }

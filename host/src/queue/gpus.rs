@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use taxiway_job::{Condition, Failure, FailureClass, Job, JobId, LaunchId, Reason, Terms, Time, Usage};
+use taxiway_job::{Condition, Failure, FailureClass, Job, JobId, LaunchId, Reason, Spot, Terms, Time, Usage};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -109,6 +109,13 @@ impl Owner {
         let (asked, slots) = (job.spec.gpus, self.slots.count());
         let uncounted = self.uncounted.as_ref().map_or(Some(0), Uncounted::most_slots)?;
         (asked as usize > slots + uncounted).then_some(QueueError::TooManyGpus { asked, slots })
+    }
+
+    /// Whether a job is in line that may need GPUs, now or once something else has come about. A queue that is paused or drained waits
+    /// for nothing.
+    pub(super) fn anybody_wants_gpus(&self) -> bool {
+        let is_there = |spot: Spot| self.jobs.line().spot(spot).next().is_some();
+        self.mode == Mode::Run && (is_there(Spot::Gpu) || is_there(Spot::Waiting))
     }
 
     /// Finds out whether the GPUs of a job are there.
@@ -254,10 +261,8 @@ impl Owner {
         if !self.slots.have_trouble() {
             return Vec::new();
         }
-        // A queue that is paused or drained waits for nothing.
-        let runs = self.mode == Mode::Run;
-        let anybody_waits = runs && !self.jobs.line().is_empty();
-        let candidates = if runs { self.candidates() } else { Vec::new() };
+        let anybody_waits = self.anybody_wants_gpus();
+        let candidates = if anybody_waits { self.candidates() } else { Vec::new() };
         let wanted = |id: &SlotId| candidates.iter().any(|candidate| candidate.slots.contains(id));
         let again = self.slots.iter().filter(|(id, slot)| match (&slot.obstacle, slot.quarantine) {
             // It may be anybody's, once it is back.

@@ -64,6 +64,32 @@ async fn without_a_loaded_driver_jobs_wait_for_gpus_instead_of_running_without_a
 }
 
 #[tokio::test]
+async fn gpus_that_cannot_be_counted_are_left_alone_as_long_as_only_jobs_without_any_wait() {
+    let place = Place::new().with_gpus(1);
+    let calls = place.path().join("calls");
+    place.change_gpus(|machine| {
+        without_driver(machine);
+        machine.calls = Some(calls.clone());
+    });
+    let server = place.config("[queue]\ncpu_slots = 1\n").start().await;
+    let mut events = server.events().await;
+    let (mut first, mut second) = (sh("sleep 0.5"), sh("exit 0"));
+    (first["gpus"], second["gpus"]) = (json!(0), json!(0));
+    server.submit(first).await;
+    let second = server.submit(second).await;
+    assert_eq!(events.end_of(second.id()).await, "completed", "it waited for the first");
+    let counts = || {
+        std::fs::read_to_string(&calls).expect("calls").lines().filter(|call| call.starts_with("nvmlInit_v2")).count()
+    };
+    assert_eq!(counts(), 1, "at the start");
+    let job = server.submit(sh("exit 0")).await;
+    waits_for(&server, &job, "driver is not loaded").await;
+    server.place().change_gpus(|machine| machine.errors.clear());
+    assert_eq!(events.end_of(job.id()).await, "completed");
+    assert!(counts() > 1);
+}
+
+#[tokio::test]
 async fn gpus_none_of_which_can_be_read_are_not_taken_for_a_machine_without_gpus() {
     let place = Place::new().with_gpus(1);
     place.change_gpus(|machine| machine.gpus[0].lost = true);
