@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::count::{Count, Quarantined, Uncounted};
 use super::handle::{Mode, QueueError};
 use super::owner::{Done, Owner};
-use super::slots::SlotId;
+use super::slots::{Slot, SlotId};
 use crate::gpu::{Fault, Look, Looked, Measured, NotFree, Released, Trouble};
 use crate::store::{Change, StoreError};
 
@@ -301,9 +301,8 @@ impl Owner {
     /// The launch on these slots is over: from now on the driver should have given them back.
     pub(super) fn expect_release(&mut self, launch: LaunchId) {
         let now = Instant::now();
-        let not_released = |slot: &super::slots::Slot| {
-            slot.holder == Some(launch) && matches!(slot.obstacle, Some(NotFree::NotReleased { .. }))
-        };
+        let not_released =
+            |slot: &Slot| slot.holder == Some(launch) && matches!(slot.obstacle, Some(NotFree::NotReleased { .. }));
         let ids: Vec<SlotId> = self.slots.iter().filter(|(_, slot)| not_released(slot)).map(|(id, _)| id).collect();
         self.watch.unreleased.retain(|(id, _)| !ids.contains(id));
         self.watch.unreleased.extend(ids.into_iter().map(|id| (id, now)));
@@ -325,17 +324,26 @@ impl Owner {
         }
     }
 
+    /// The job that holds a slot.
+    fn job_on(&self, slot: &Slot) -> Option<JobId> {
+        let launch = slot.holder?;
+        let live = self.live.get(&launch).map(|live| live.job);
+        live.or_else(|| self.recovering.get(&launch).copied())
+    }
+
+    /// The same where the job has processes that survive SIGKILL.
+    fn unkillable_on(&self, slot: &Slot) -> Option<JobId> {
+        self.job_on(slot).filter(|_| self.slots.is_unkillable(slot))
+    }
+
     /// How every slot stands.
     pub(super) fn slot_standings(&self) -> Vec<SlotStanding> {
-        let standing = |(_, slot): (SlotId, &super::slots::Slot)| {
+        let standing = |(_, slot): (SlotId, &Slot)| {
             let quarantine = slot.quarantine.map(|trouble| quarantined(&slot.gpu.label, trouble));
             let obstacle = slot.obstacle.as_ref().map(NotFree::reason);
-            let job = slot.holder.and_then(|launch| {
-                let live = self.live.get(&launch).map(|live| live.job);
-                live.or_else(|| self.recovering.get(&launch).copied())
-            });
+            let job = self.job_on(slot);
             let quarantine =
-                quarantine.or_else(|| job.filter(|_| slot.unkillable).map(|job| unkillable(&slot.gpu.label, job)));
+                quarantine.or_else(|| self.unkillable_on(slot).map(|job| unkillable(&slot.gpu.label, job)));
             SlotStanding {
                 uuid: slot.gpu.uuid.clone(),
                 label: slot.gpu.label.clone(),

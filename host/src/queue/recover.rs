@@ -100,7 +100,7 @@ impl Owner {
 
     pub(super) fn stranger_gone(&mut self, job: JobId, stranger: LaunchId) {
         self.strangers.remove(&stranger);
-        self.slots.free(stranger, None);
+        self.free_slots(stranger, None);
         self.jobs.set_unmet(job, Condition::StillRunning, false);
     }
 
@@ -145,9 +145,10 @@ impl Owner {
         if let Some(entry) = self.jobs.get(job)
             && !uuids.is_empty()
         {
-            // It was only known how many it holds.
-            self.slots.free(launch, None);
-            self.slots.reserve(launch, entry.gpus(), uuids);
+            let gpus = entry.gpus();
+            if self.slots.place(launch, gpus, uuids) {
+                self.check_gpus_of_all();
+            }
             self.gpus.hold(job, launch, uuids, true);
         }
         self.owed.push(Change::Go { job, launch, gpu_uuids: uuids.to_vec(), at: Time::now() });

@@ -56,8 +56,11 @@ impl Owner {
                 if let Some(live) = self.live.get_mut(&launch) {
                     live.unkillable = pids;
                 }
-                self.slots.quarantine_held_by(launch);
-                self.check_gpus_of_all();
+                // What another launch holds nobody waits for.
+                let holds = self.live.contains_key(&launch) || self.recovering.contains_key(&launch);
+                if holds && self.slots.quarantine_held_by(launch) {
+                    self.check_gpus_of_all();
+                }
                 // Its shim may be gone, and then has no answer to another time limit.
                 self.extended(launch, true);
             }

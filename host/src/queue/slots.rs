@@ -31,6 +31,8 @@ impl SlotGpu {
 pub(super) struct Slots {
     gpu: Vec<Slot>,
     somewhere: Vec<Somewhere>,
+    /// Launches whose processes survive SIGKILL: what they hold is not there until these are gone.
+    unkillable: Vec<LaunchId>,
     /// Launches of jobs without GPUs.
     cpu: Vec<LaunchId>,
     cpu_slots: usize,
@@ -64,8 +66,6 @@ pub(super) struct Slot {
     found_free: bool,
     /// Nothing starts there until this is mended.
     pub(super) quarantine: Option<Trouble>,
-    /// Processes of its holder survive SIGKILL: it is not there until these are gone.
-    pub(super) unkillable: bool,
 }
 
 /// What a launch was given.
@@ -89,7 +89,6 @@ impl Slot {
             obstacle: None,
             found_free: false,
             quarantine: None,
-            unkillable: false,
         }
     }
 }
@@ -97,7 +96,7 @@ impl Slot {
 impl Slots {
     pub(super) fn new(gpus: Vec<SlotGpu>, cpu_slots: usize) -> Self {
         let gpu = gpus.into_iter().map(Slot::free).collect();
-        Self { gpu, somewhere: Vec::new(), cpu: Vec::new(), cpu_slots: cpu_slots.max(1) }
+        Self { gpu, somewhere: Vec::new(), unkillable: Vec::new(), cpu: Vec::new(), cpu_slots: cpu_slots.max(1) }
     }
 
     /// How many GPUs, or virtual slots, there are, whatever their state.
@@ -134,7 +133,7 @@ impl Slots {
     pub(super) fn allowed(&self, terms: Option<&Terms>) -> Vec<SlotId> {
         let allowed = |slot: &Slot| {
             slot.quarantine.is_none()
-                && !slot.unkillable
+                && !self.is_unkillable(slot)
                 && terms.is_none_or(|terms| match &slot.gpu.uuid {
                     Some(uuid) => terms.allow_gpu(uuid, slot.gpu.memory_total_bytes),
                     None => !terms.choose_gpus(),
@@ -326,20 +325,49 @@ impl Slots {
         }
     }
 
-    /// What a launch holds is not there until it is over: processes of it survive SIGKILL.
-    pub(super) fn quarantine_held_by(&mut self, launch: LaunchId) {
-        self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)).for_each(|slot| slot.unkillable = true);
+    /// What a launch holds, now or from later on, is not there until it is over: processes of it survive SIGKILL. True when some slot
+    /// was there and is not any more.
+    pub(super) fn quarantine_held_by(&mut self, launch: LaunchId) -> bool {
+        if self.unkillable.contains(&launch) {
+            return false;
+        }
+        self.unkillable.push(launch);
+        self.gpu.iter().any(|slot| slot.holder == Some(launch))
     }
 
-    /// Takes back what a launch holds. `ended_at` is when its process ended. True when some of it was not there and is now.
+    /// Whether the holder of a slot has processes that survive SIGKILL.
+    pub(super) fn is_unkillable(&self, slot: &Slot) -> bool {
+        slot.holder.is_some_and(|holder| self.unkillable.contains(&holder))
+    }
+
+    fn unkillable_count(&self) -> usize {
+        self.gpu.iter().filter(|slot| self.is_unkillable(slot)).count()
+    }
+
+    /// Gives a launch of the previous service the slots with these UUIDs, of which it was only known how many it holds. True when more
+    /// or fewer slots are there than before.
+    pub(super) fn place(&mut self, launch: LaunchId, gpus: u32, uuids: &[String]) -> bool {
+        let before = self.unkillable_count();
+        self.take_back(launch, None);
+        self.reserve(launch, gpus, uuids);
+        self.unkillable_count() != before
+    }
+
+    /// Takes back what a launch holds that is over. `ended_at` is when its process ended. True when more or fewer slots are there than
+    /// before.
     pub(super) fn free(&mut self, launch: LaunchId, ended_at: Option<u64>) -> bool {
-        let mut are_back = false;
+        let before = self.unkillable_count();
+        self.unkillable.retain(|other| *other != launch);
+        self.take_back(launch, ended_at);
+        self.unkillable_count() != before
+    }
+
+    fn take_back(&mut self, launch: LaunchId, ended_at: Option<u64>) {
         self.cpu.retain(|holder| *holder != launch);
         self.somewhere.retain(|elsewhere| elsewhere.launch != launch);
         for slot in self.gpu.iter_mut().filter(|slot| slot.holder == Some(launch)) {
             slot.holder = None;
             slot.idle_since = ended_at;
-            are_back |= std::mem::take(&mut slot.unkillable);
             // Another launch of the previous service may have been told to start there already.
             let Some(uuid) = &slot.gpu.uuid else { continue };
             if let Some(next) = self.somewhere.iter_mut().find(|elsewhere| elsewhere.uuids.contains(uuid)) {
@@ -349,7 +377,6 @@ impl Slots {
             }
         }
         self.somewhere.retain(|elsewhere| elsewhere.count > 0);
-        are_back
     }
 
     /// Who holds these slots: a slot's label and its holder.
@@ -533,6 +560,27 @@ mod tests {
         assert_eq!(slots.add((0..4).map(gpu).collect(), |_| &[], |_| None), 0, "they are known");
         slots.free(adopted, None);
         assert!(are_free(&slots, 2));
+    }
+
+    #[test]
+    fn what_a_launch_holds_whose_processes_survive_sigkill_is_not_there_however_late_it_is_known() {
+        let mut slots = Slots::new(vec![gpu(0)], 1);
+        let [ended, told, late, cpu] = [(); 4].map(|()| LaunchId::random());
+        slots.take_cpu(cpu);
+        assert!(!slots.quarantine_held_by(cpu), "no GPU is less");
+        assert!(!slots.free(cpu, None), "nor more");
+        slots.reserve(ended, 1, &["GPU-0".into()]);
+        slots.reserve(told, 1, &[]);
+        assert!(!slots.quarantine_held_by(told) && !slots.quarantine_held_by(late), "what they hold is not known");
+        assert!(!slots.place(told, 1, &["GPU-0".into()]), "another one holds it");
+        assert_eq!(slots.allowed(None).len(), 1);
+        assert!(slots.free(ended, Some(7)), "it has passed to the other");
+        assert!(slots.allowed(None).is_empty());
+        let holder_of = |uuid: &String| (uuid == "GPU-1").then_some(late);
+        assert_eq!(slots.add((0..3).map(gpu).collect(), |_| &[], holder_of), 2);
+        assert_eq!(slots.uuids(&slots.allowed(None)), ["GPU-2"]);
+        assert!(slots.free(told, None) && slots.free(late, None));
+        assert_eq!(slots.allowed(None).len(), 3);
     }
 
     #[test]

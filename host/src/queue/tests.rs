@@ -11,7 +11,7 @@ mod unkillable;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,11 +19,11 @@ use serde_json::Map;
 use taxiway_job::{
     ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, LaunchId, ProcessSpec, Reason, State, Time, Verdict,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::machine::{Machine, Step};
-use super::{Gpus, Hooks, LaunchVerdict, Options, Queue, SlotGpu};
+use super::{Count, Gpus, Hooks, LaunchVerdict, Options, Queue, SlotGpu};
 use crate::gpu::{Look, Looked, Measured, Released};
 use crate::store::{BodyHash, DeliveryId, NewDelivery, Store};
 
@@ -38,6 +38,18 @@ struct Service {
 
 impl Service {
     async fn start(directory: &Path, machine: &Arc<Machine>, slots: Vec<SlotGpu>) -> Result<Self, super::StartError> {
+        let counted = Count { slots, missing: Vec::new() };
+        Self::start_with(directory, machine, counted, Arc::new(FreeGpus::default())).await
+    }
+
+    /// The same where some GPUs may be missing.
+    async fn start_with(
+        directory: &Path,
+        machine: &Arc<Machine>,
+        counted: Count,
+        gpus: Arc<FreeGpus>,
+    ) -> Result<Self, super::StartError> {
+        let Count { slots, missing } = counted;
         let store = Store::open(&directory.join("taxiway.db")).expect("the database opens");
         let (events, said) = mpsc::channel(1024);
         let drained = CancellationToken::new();
@@ -50,8 +62,8 @@ impl Service {
             min_free_disk: 0,
             hooks: Arc::new(Plugins),
             slots,
-            missing: Vec::new(),
-            gpus: Arc::new(FreeGpus),
+            missing,
+            gpus,
             faults: mpsc::channel(1).1,
             cpu_slots: 1,
             mode: None,
@@ -108,12 +120,22 @@ impl Service {
 }
 
 /// GPUs that nobody else uses.
-struct FreeGpus;
+#[derive(Default)]
+struct FreeGpus {
+    /// What is found when those that are missing are counted again.
+    count: Mutex<Count>,
+    /// They are being counted.
+    asked: Notify,
+    /// They have been.
+    counted: Notify,
+}
 
 #[async_trait]
 impl Gpus for FreeGpus {
-    async fn count(&self) -> super::Count {
-        super::Count::default()
+    async fn count(&self) -> Count {
+        self.asked.notify_one();
+        self.counted.notified().await;
+        self.count.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn look(&self, uuids: &[String], _: &[LaunchId], _: bool) -> Looked {
