@@ -168,6 +168,7 @@ impl From<QueueError> for Refused {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "shim-unresponsive", error.to_string())
             }
             QueueError::UnknownGpu(_) => Self::not_found(error.to_string()),
+            QueueError::Unkillable(_) => Self::new(StatusCode::CONFLICT, "unkillable", error.to_string()),
             QueueError::Store(error) => error.into(),
             QueueError::Stopping => stopping(),
         }
@@ -221,6 +222,13 @@ mod tests {
         let response = refused.into_response();
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+    }
+
+    #[test]
+    fn a_gpu_that_a_job_does_not_come_off_cannot_be_released() {
+        let refused = Refused::from(QueueError::Unkillable("GPU 0 is in quarantine: job 1 has processes".into()));
+        assert_eq!(refused.status(), StatusCode::CONFLICT);
+        assert_eq!(refused.document().kind, "urn:taxiway:problem:unkillable");
     }
 
     #[test]

@@ -213,11 +213,16 @@ impl Owner {
 
     /// A person says that a GPU is mended.
     pub(super) fn mend(&mut self, uuid: String, by: String, reply: oneshot::Sender<Result<(), QueueError>>) {
-        match self.slots.find_mut(&uuid).map(|slot| slot.quarantine.is_some()) {
+        let slot = self.slots.iter().map(|(_, slot)| slot).find(|slot| slot.gpu.uuid.as_ref() == Some(&uuid));
+        match slot {
             None => drop(reply.send(Err(QueueError::UnknownGpu(uuid)))),
-            // Nothing is left to change. An error means that the asker has gone away, here and above.
-            Some(false) => drop(reply.send(Ok(()))),
-            Some(true) => {
+            Some(slot) if slot.quarantine.is_none() => {
+                let refused = self.unkillable_on(slot).map(|job| unkillable(&slot.gpu.label, job).message);
+                let refused = refused.map(QueueError::Unkillable);
+                // Else nothing is left to change. An error means that the asker has gone away, here and above.
+                drop(reply.send(refused.map_or(Ok(()), Err)));
+            }
+            Some(_) => {
                 let change = Change::Mended { uuid: uuid.clone(), at: Time::now(), by: Some(by) };
                 let store = self.store.clone();
                 self.work.push(Box::pin(async move {

@@ -255,6 +255,9 @@ pub enum QueueError {
     /// No GPU has this UUID.
     #[error("the queue has no GPU {0}; `taxiway gpus` lists those it has")]
     UnknownGpu(String),
+    /// Its GPU is in quarantine for what nobody can say is mended.
+    #[error("{0}; it is used again when the last of them is gone")]
+    Unkillable(String),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -426,7 +429,7 @@ impl Queue {
     /// A GPU in quarantine is mended: jobs may start there again.
     ///
     /// # Errors
-    /// When there is no such GPU, or the store refuses.
+    /// When there is no such GPU, when its job has processes that survive SIGKILL, or the store refuses.
     pub async fn mend(&self, uuid: &str, by: &str) -> Result<(), QueueError> {
         let (uuid, by) = (uuid.to_owned(), by.to_owned());
         self.ask(|reply| Command::Mend { uuid, by, reply }).await?

@@ -7,7 +7,7 @@ use taxiway_launcher::Event;
 
 use super::rules::{all_but_ends, end, machine, nothing_is_broken, runs};
 use super::{FreeGpus, Service, gpus, job, virtual_slots};
-use crate::queue::{Count, SlotState};
+use crate::queue::{Count, QueueError, SlotState};
 
 #[tokio::test]
 async fn a_slot_whose_job_survives_sigkill_is_not_there_and_the_line_goes_on_elsewhere() {
@@ -34,6 +34,10 @@ async fn a_slot_whose_job_survives_sigkill_is_not_there_and_the_line_goes_on_els
         assert!(message.contains(&format!("job {} has processes that survive SIGKILL", stuck.id)), "{message}");
         let standings = service.queue.slots().await.expect("the owner lives");
         assert_eq!((standings[0].state, standings[0].job), (SlotState::Quarantined, Some(stuck.id)));
+        if let Some(uuid) = &standings[0].uuid {
+            let answer = service.queue.mend(uuid, "tester").await;
+            assert!(matches!(&answer, Err(QueueError::Unkillable(why)) if message.contains(why)), "{answer:?}");
+        }
 
         end(&service, &machine, &stuck, 0).await;
         service.settle(&machine, all_but_ends).await;
