@@ -1,8 +1,11 @@
 //! Checkpoints: what was committed moves from the write-ahead log into the database, on a thread and a connection of their own.
 //!
-//! The writer never does it, so that no submission waits for it: SQLite's own checkpoints, which the commit that makes the log too
-//! long has to carry out, are off. The writer only says how long the log is, and sleeping costs nothing in between.
+//! The writer never does it: SQLite's own checkpoints, which the commit that makes the log too long has to carry out, are off. It
+//! only says how long the log is, and waits for the little that is left of a checkpoint where it would write on without a pause. In
+//! between, the thread sleeps.
 
+use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -19,8 +22,8 @@ pub(super) const STEP: i32 = 1000;
 pub(super) const TOO_LONG: i64 = 3 * STEP as i64 / 2;
 
 /// How long such a checkpoint waits for its turn between two commits, and then for readers that are about to be done, for which the
-/// writer waits too: a page of a list takes a few milliseconds, and what takes longer is not waited for, but tried again a step later.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// writer waits too: a page of a list takes a few milliseconds.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Turns SQLite's own checkpoints of `writer` off and starts the thread that makes them. It ends with the connection.
 ///
@@ -29,12 +32,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<(), super::OpenError> {
     // One place: a checkpoint that is due is due, however often it is said.
     let (due, waiting) = sync_channel(1);
-    let connection = Connection::open(path)?;
-    schema::configure(&connection)?;
-    connection.busy_timeout(PATIENCE)?;
+    let mut checkpoints = Checkpoints::open(path)?;
     std::thread::Builder::new()
         .name("store-checkpoint".into())
-        .spawn(move || run(&connection, &waiting))
+        .spawn(move || checkpoints.run(&waiting))
         .map_err(super::OpenError::Thread)?;
     watch(writer, due)?;
     Ok(())
@@ -58,39 +59,69 @@ fn watch(writer: &mut Connection, due: SyncSender<()>) -> rusqlite::Result<()> {
     }))
 }
 
-fn run(connection: &Connection, due: &Receiver<()>) {
-    while due.recv().is_ok() {
-        if let Err(error) = checkpoint(connection) {
-            // Nothing is lost: the log is part of the database, and the next step tries again.
-            tracing::warn!(%error, "a checkpoint of the database failed");
-        }
-    }
-}
-
 /// A checkpoint that was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Made {
     /// Of what could be moved without anybody's waiting.
     Passive,
-    /// After which the log begins again from the front, unless somebody read from it for too long.
+    /// After which the log begins again from the front.
     Restart,
+    /// The same in vain: somebody has read from the log for too long.
+    InVain,
 }
 
-fn checkpoint(connection: &Connection) -> rusqlite::Result<Made> {
-    // Pages in the log, and how many of them are in the database by now (sqlite.org/pragma.html#pragma_wal_checkpoint).
-    let pages = |mode: &str| {
-        connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-            Ok((row.get::<_, i64>("log")?, row.get::<_, i64>("checkpointed")?))
-        })
-    };
-    let (log, moved) = pages("PASSIVE")?;
-    // What is left is what somebody does not see who has been reading for long, as a backup does: the log cannot begin again before
-    // that is over, and the writer would wait in vain.
-    let is_read_for_long = log - moved >= i64::from(STEP);
-    if log <= TOO_LONG || is_read_for_long {
-        return Ok(Made::Passive);
+struct Checkpoints {
+    connection: Connection,
+    /// To have on the disk what was moved before the writer is made to wait. Never closed, so that there is one for each database
+    /// that was opened: to close it would drop SQLite's locks on the file (fcntl_locking(2)).
+    database: ManuallyDrop<File>,
+    /// Pages after which the log is too long for now.
+    too_long: i64,
+}
+
+impl Checkpoints {
+    fn open(path: &Path) -> Result<Self, super::OpenError> {
+        let connection = Connection::open(path)?;
+        schema::configure(&connection)?;
+        connection.busy_timeout(PATIENCE)?;
+        let database = File::open(path).map_err(|source| super::OpenError::Create { path: path.to_owned(), source })?;
+        Ok(Self { connection, database: ManuallyDrop::new(database), too_long: TOO_LONG })
     }
-    pages("RESTART").map(|_| Made::Restart)
+
+    fn run(&mut self, due: &Receiver<()>) {
+        while due.recv().is_ok() {
+            if let Err(error) = self.checkpoint() {
+                // Nothing is lost: the log is part of the database, and the next step tries again.
+                tracing::warn!(%error, "a checkpoint of the database failed");
+            }
+        }
+    }
+
+    fn checkpoint(&mut self) -> rusqlite::Result<Made> {
+        let (_, log, moved) = self.pages("PASSIVE")?;
+        // What is left is what somebody does not see who has been reading for long, as a backup does: the log cannot begin again before
+        // that is over, and the writer would wait in vain.
+        let is_read_for_long = log - moved >= i64::from(STEP);
+        if log <= self.too_long || is_read_for_long {
+            return Ok(Made::Passive);
+        }
+        // SQLite syncs the database only with the last page of the log, which is while the writer waits.
+        if let Err(error) = self.database.sync_data() {
+            tracing::debug!(%error, "the database was not synced before its log begins again");
+        }
+        let (in_vain, log, _) = self.pages("RESTART")?;
+        // Whoever reads for so long may do it again: the writer waits for that ever more seldom.
+        self.too_long = if in_vain { 2 * log } else { TOO_LONG };
+        Ok(if in_vain { Made::InVain } else { Made::Restart })
+    }
+
+    /// Makes a checkpoint of this kind. Tells whether somebody was in its way, how many pages the log has, and how many of them are
+    /// in the database by now (sqlite.org/pragma.html#pragma_wal_checkpoint).
+    fn pages(&self, kind: &str) -> rusqlite::Result<(bool, i64, i64)> {
+        self.connection.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |row| {
+            Ok((row.get("busy")?, row.get("log")?, row.get("checkpointed")?))
+        })
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +148,7 @@ mod tests {
         let (due, waiting) = sync_channel(1);
         due.send(()).expect("a place");
         drop(due);
-        run(&writer, &waiting);
+        Checkpoints::open(&path).expect("opens").run(&waiting);
         assert!(std::fs::metadata(&path).expect("a file").len() > before + 2 * STEP as u64 * 4000);
     }
 
@@ -130,26 +161,34 @@ mod tests {
             schema::configure(&connection).expect("configured");
             connection
         };
-        let (mut writer, reader, thread_s) = (open(), open(), open());
+        let (mut writer, reader) = (open(), open());
+        let mut checkpoints = Checkpoints::open(&path).expect("opens");
         writer.execute_batch("CREATE TABLE t (data BLOB)").expect("a table");
         // Who watches for growth also turns SQLite's own checkpoints off.
         let (due, _waiting) = sync_channel(1);
         watch(&mut writer, due).expect("a hook");
-        let pages_in_log = || {
-            let passive = "PRAGMA wal_checkpoint(PASSIVE)";
-            thread_s.query_row(passive, [], |row| row.get::<_, i64>("log")).expect("an answer")
-        };
         reader.execute_batch("BEGIN; SELECT count(*) FROM t").expect("a backup begins");
         let transaction = writer.transaction().expect("begins");
         for _ in 0..TOO_LONG + 1 {
             transaction.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
         }
         transaction.commit().expect("commits");
-        assert!(pages_in_log() > TOO_LONG);
-        assert_eq!(checkpoint(&thread_s).expect("is made"), Made::Passive);
+        assert_eq!(checkpoints.checkpoint().expect("is made"), Made::Passive);
         reader.execute_batch("COMMIT").expect("the backup is done");
-        assert_eq!(checkpoint(&thread_s).expect("is made"), Made::Restart);
+        // One that begins now sees all of the log, and keeps it from beginning again.
+        reader.execute_batch("BEGIN; SELECT count(*) FROM t").expect("a long list begins");
+        assert_eq!(checkpoints.checkpoint().expect("is made"), Made::InVain);
+        assert_eq!(checkpoints.checkpoint().expect("is made"), Made::Passive, "the writer is left alone for a while");
+        let transaction = writer.transaction().expect("begins");
+        for _ in 0..checkpoints.too_long {
+            transaction.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
+        }
+        transaction.commit().expect("commits");
+        reader.execute_batch("COMMIT").expect("the list is done");
+        assert_eq!(checkpoints.checkpoint().expect("is made"), Made::Restart);
+        assert_eq!(checkpoints.too_long, TOO_LONG);
         writer.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
-        assert!(pages_in_log() < i64::from(STEP), "the log has begun again from the front");
+        let (_, log, _) = checkpoints.pages("PASSIVE").expect("an answer");
+        assert!(log < i64::from(STEP), "the log has begun again from the front");
     }
 }
