@@ -16,6 +16,7 @@ mod change;
 mod count;
 mod gpus;
 mod handle;
+mod next;
 mod operate;
 mod owner;
 mod pace;

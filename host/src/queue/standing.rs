@@ -2,9 +2,9 @@
 
 use taxiway_job::{Condition, Entry, JobId, Reason, Spot, State, StopTarget, Terms};
 
-use super::arm::Candidate;
 use super::gpus::SlotState;
 use super::handle::{Holder, Mode, Outlook, Standing};
+use super::next::Candidate;
 use super::owner::{Live, Owner};
 use super::slots::SlotId;
 

@@ -10,12 +10,15 @@
 //! happened. A *fact* ([`Store::record`]) has happened already (a process ended): it is kept and tried again until the disk
 //! takes it, and [`Store::is_committing`] reads false meanwhile, so that nobody starts anything new.
 
+mod apply;
+mod attempts;
 mod backup;
 mod change;
 mod checkpoint;
 mod counters;
 mod history;
 mod keys;
+mod list;
 mod reader;
 mod room;
 mod row;
@@ -30,6 +33,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
+pub use attempts::{AttemptRecord, Phase, UnsettledAttempt};
 pub use backup::{BackupError, backup};
 pub use change::{
     BodyHash, Change, Delivery, DeliveryId, DeliveryStatus, End, Event, NewDelivery, NewJob, NewToken, NextAttempt,
@@ -38,7 +42,8 @@ pub use change::{
 pub use counters::{BOUNDS, Counted, Histogram};
 pub use history::{AuditRecord, DeliveryFilter, EndedJob, HandoverRecord, Oldest, RemovedJob};
 pub use keys::{KnownKey, NewKey};
-pub use reader::{AttemptRecord, Course, Cursor, JobFilter, Kind, Page, Phase, QueuedJob, Token, UnsettledAttempt};
+pub use list::{Cursor, JobFilter, Page};
+pub use reader::{Course, Kind, QueuedJob, Token};
 
 /// Units that may wait for the writer. A sender past it waits in turn, which holds submissions back when the disk is slow.
 const WAITING_UNITS: usize = 4096;

@@ -6,11 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::types::Value as Sql;
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Map, Value};
-use taxiway_job::{
-    ArrayId, Exit, Failure, Handover, Job, JobId, JobSpec, LaunchId, Progress, State, StopTarget, Terms, Time, Usage,
-};
+use taxiway_job::{Job, JobId, Progress, State, StopTarget, Terms, Time};
 use tokio::sync::Semaphore;
 
 use super::row::{JOB, job, json, parsed, required, time, whole_job};
@@ -48,46 +46,6 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Which jobs a list holds. Empty and none mean: all.
-#[derive(Debug, Clone, Default)]
-pub struct JobFilter {
-    /// In one of these states.
-    pub states: Vec<State>,
-    /// With all of these labels.
-    pub labels: Vec<(String, String)>,
-    /// With this name.
-    pub name: Option<String>,
-    /// Of this profile.
-    pub profile: Option<String>,
-    /// Submitted by them.
-    pub submitted_by: Option<String>,
-    /// With this external id.
-    pub external_id: Option<String>,
-    /// Of this array.
-    pub array: Option<ArrayId>,
-    /// Whose id begins like this (hexadecimal digits, hyphens where a UUID has them).
-    pub id_prefix: Option<String>,
-    /// The page after this one.
-    pub after: Option<Cursor>,
-    /// The most jobs.
-    pub limit: usize,
-    /// Latest submission first, else earliest.
-    pub newest_first: bool,
-}
-
-/// Where a page ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cursor(pub i64);
-
-/// One page of a list.
-#[derive(Debug, Clone)]
-pub struct Page<T> {
-    /// What is on it.
-    pub items: Vec<T>,
-    /// Where the next page begins; none on the last.
-    pub next: Option<Cursor>,
-}
-
 /// A job that has not ended, as the queue needs it.
 #[derive(Debug, Clone)]
 pub struct QueuedJob {
@@ -115,63 +73,6 @@ pub struct QueuedJob {
     pub retries_done: u32,
     /// The next attempt comes no earlier than this.
     pub retry_at: Option<Time>,
-}
-
-/// How far a launch had come when it was last written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Its shim was about to be started.
-    Armed,
-    /// The shim had been told to start the command.
-    Pending,
-    /// The command ran.
-    Running,
-}
-
-/// A launch of which no end is stored.
-#[derive(Debug, Clone)]
-pub struct UnsettledAttempt {
-    /// Whose.
-    pub job: JobId,
-    /// The launch.
-    pub launch: LaunchId,
-    /// How far it had come.
-    pub phase: Phase,
-    /// The boot of the machine in which it was armed.
-    pub boot_id: String,
-    /// The GPUs it holds.
-    pub gpu_uuids: Vec<String>,
-    /// The job's time limit as it is now.
-    pub time_limit: Option<Duration>,
-}
-
-/// One attempt of a job and how it ended.
-#[derive(Debug, Clone)]
-pub struct AttemptRecord {
-    /// The launch.
-    pub launch: LaunchId,
-    /// Its number.
-    pub attempt: u32,
-    /// Whether its launch was armed; else it failed before, and has neither a directory nor a log.
-    pub armed: bool,
-    /// The exit status.
-    pub exit: Exit,
-    /// Why it failed.
-    pub failure: Option<Failure>,
-    /// What it used.
-    pub usage: Option<Usage>,
-    /// The state that it led to; none while it is under way.
-    pub end_state: Option<State>,
-    /// The hand-over to it.
-    pub handover: Option<Handover>,
-    /// The GPUs it had.
-    pub gpu_uuids: Vec<String>,
-    /// The process.
-    pub pid: Option<i32>,
-    /// When the process started.
-    pub started_at: Option<Time>,
-    /// When it ended.
-    pub finished_at: Option<Time>,
 }
 
 /// What a forecast needs of a job.
@@ -287,14 +188,6 @@ impl Store {
         .await
     }
 
-    /// The ids of jobs that the filter lets through, in the order of their submission.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn job_ids(&self, filter: JobFilter) -> Result<Page<JobId>, StoreError> {
-        self.read(move |db| page(db, "seq, id", &filter, |row| Ok(JobId::from_bytes(row.get("id")?)))).await
-    }
-
     /// The job with this external id, and the hash of the request that submitted it.
     ///
     /// # Errors
@@ -326,14 +219,6 @@ impl Store {
             Ok(taken)
         })
         .await
-    }
-
-    /// The jobs that the filter lets through, in the order of their submission.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn jobs(&self, filter: JobFilter) -> Result<Page<Job>, StoreError> {
-        self.read(move |db| page(db, JOB, &filter, job)).await
     }
 
     /// Every job that has not ended, in the order of submission.
@@ -458,87 +343,6 @@ impl Store {
             )?)
         })
         .await
-    }
-
-    /// Every launch of which no end is stored: those that run in the order of their start, then the pending, then the armed.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn unsettled_attempts(&self) -> Result<Vec<UnsettledAttempt>, StoreError> {
-        self.read(|db| {
-            let mut statement = db.prepare_cached(
-                "SELECT job, launch, phase, boot_id, attempts.gpu_uuids, spec FROM attempts JOIN jobs ON jobs.id = job
-                 WHERE phase != 'ended' ORDER BY phase DESC, attempts.started_at",
-            )?;
-            let attempts = statement.query_map([], |row| {
-                Ok(UnsettledAttempt {
-                    job: JobId::from_bytes(row.get("job")?),
-                    launch: LaunchId::from_bytes(row.get("launch")?),
-                    phase: match row.get::<_, String>("phase")?.as_str() {
-                        "armed" => Phase::Armed,
-                        "pending" => Phase::Pending,
-                        _ => Phase::Running,
-                    },
-                    boot_id: row.get("boot_id")?,
-                    gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
-                    time_limit: required::<JobSpec>(row, "spec")?.time_limit,
-                })
-            })?;
-            Ok(attempts.collect::<Result<_, _>>()?)
-        })
-        .await
-    }
-
-    /// The attempts of a job, first to last, without the one that is only armed.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
-        self.read(move |db| {
-            let mut statement = db.prepare_cached(
-                "SELECT launch, attempt, boot_id != '' AS armed, end_state, exit_code, exit_signal, failure, usage, handover, gpu_uuids, pid, started_at,
-                    finished_at FROM attempts
-                 WHERE job = ?1 AND phase != 'armed' ORDER BY attempt",
-            )?;
-            let attempts = statement.query_map(params![id.as_bytes()], |row| {
-                Ok(AttemptRecord {
-                    launch: LaunchId::from_bytes(row.get("launch")?),
-                    attempt: row.get("attempt")?,
-                    armed: row.get("armed")?,
-                    exit: Exit { code: row.get("exit_code")?, signal: row.get("exit_signal")? },
-                    failure: json(row, "failure")?,
-                    usage: json(row, "usage")?,
-                    end_state: match row.get::<_, Option<String>>("end_state")? {
-                        Some(_) => Some(parsed(row, "end_state")?),
-                        None => None,
-                    },
-                    handover: json(row, "handover")?,
-                    gpu_uuids: json(row, "gpu_uuids")?.unwrap_or_default(),
-                    pid: row.get("pid")?,
-                    started_at: time(row, "started_at")?,
-                    finished_at: time(row, "finished_at")?,
-                })
-            })?;
-            Ok(attempts.collect::<Result<_, _>>()?)
-        })
-        .await
-    }
-
-    /// The launch whose log is the job's: its latest start.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn latest_launch(&self, id: JobId) -> Result<Option<LaunchId>, StoreError> {
-        let attempts = self.attempts(id).await?;
-        Ok(attempts.iter().rfind(|attempt| attempt.armed).map(|attempt| attempt.launch))
-    }
-
-    /// The attempt with this number and how it ended; none when it was cancelled before it came to anything.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn end_of(&self, id: JobId, attempt: u32) -> Result<Option<AttemptRecord>, StoreError> {
-        Ok(self.attempts(id).await?.into_iter().find(|record| record.attempt == attempt))
     }
 
     /// What an attempt of a job reported over time, in order.
@@ -689,95 +493,6 @@ impl Store {
         })
         .await
     }
-}
-
-/// One page of what the filter lets through, with one row more than it may have looked at to know whether there is another.
-fn page<T>(
-    db: &Connection,
-    columns: &str,
-    filter: &JobFilter,
-    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
-) -> Result<Page<T>, StoreError> {
-    let (sql, values) = list_query(columns, filter);
-    let mut statement = db.prepare_cached(&sql)?;
-    let mut rows = statement.query(params_from_iter(values))?;
-    let mut page = Page { items: Vec::new(), next: None };
-    let mut last = 0;
-    while let Some(row) = rows.next()? {
-        if page.items.len() == filter.limit {
-            page.next = Some(Cursor(last));
-            break;
-        }
-        last = row.get("seq")?;
-        page.items.push(read(row)?);
-    }
-    Ok(page)
-}
-
-fn list_query(columns: &str, filter: &JobFilter) -> (String, Vec<Sql>) {
-    let mut values: Vec<Sql> = Vec::new();
-    // Every value of a user's is bound; the statement's text is ours alone.
-    let mut bind = |value: Sql| {
-        values.push(value);
-        format!("?{}", values.len())
-    };
-    let mut conditions: Vec<String> = Vec::new();
-    if let Some(Cursor(seq)) = filter.after {
-        let beyond = if filter.newest_first { '<' } else { '>' };
-        conditions.push(format!("seq {beyond} {}", bind(seq.into())));
-    }
-    for (column, value) in [
-        ("name", &filter.name),
-        ("profile", &filter.profile),
-        ("external_id", &filter.external_id),
-        ("submitted_by", &filter.submitted_by),
-    ] {
-        if let Some(value) = value {
-            conditions.push(format!("{column} = {}", bind(value.clone().into())));
-        }
-    }
-    if let Some(array) = &filter.array {
-        conditions.push(format!("array_id = {}", bind(array.as_bytes().to_vec().into())));
-    }
-    if let Some(prefix) = &filter.id_prefix {
-        let (low, high) = id_range(prefix);
-        conditions.push(format!("id BETWEEN {} AND {}", bind(low.into()), bind(high.into())));
-    }
-    for (key, value) in &filter.labels {
-        let (key, value) = (bind(key.clone().into()), bind(value.clone().into()));
-        conditions.push(format!("(SELECT value FROM json_each(spec, '$.labels') WHERE key = {key}) = {value}"));
-    }
-    let order = format!("ORDER BY seq {} LIMIT {}", if filter.newest_first { "DESC" } else { "ASC" }, filter.limit + 1);
-    let select = |state: Option<State>| {
-        // Every job has a place in the line of its state, so that each part is one walk along the index of states.
-        let state = state.map(|state| format!("state = '{state}'"));
-        let all: Vec<&str> = conditions.iter().map(String::as_str).chain(state.as_deref()).collect();
-        let condition = if all.is_empty() { String::new() } else { format!("WHERE {}", all.join(" AND ")) };
-        format!("SELECT {columns} FROM jobs {condition} {order}")
-    };
-    let mut states = filter.states.clone();
-    states.sort_unstable();
-    states.dedup();
-    let sql = match states.as_slice() {
-        [] => select(None),
-        [state] => select(Some(*state)),
-        several => {
-            let parts: Vec<String> =
-                several.iter().map(|state| format!("SELECT * FROM ({})", select(Some(*state)))).collect();
-            format!("{} {order}", parts.join(" UNION ALL "))
-        }
-    };
-    (sql, values)
-}
-
-/// The lowest and the highest id that begin with these hexadecimal digits.
-fn id_range(prefix: &str) -> (Vec<u8>, Vec<u8>) {
-    let digits: Vec<u8> = prefix.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).take(32).collect();
-    let filled = |fill: u8| {
-        let digit = |at: usize| digits.get(at).copied().unwrap_or(fill);
-        (0..16).map(|byte| digit(2 * byte) << 4 | digit(2 * byte + 1)).collect()
-    };
-    (filled(0), filled(15))
 }
 
 fn kind(row: &Row<'_>) -> rusqlite::Result<Kind> {
