@@ -2,7 +2,7 @@
 //! backup say. Its job must not be started beside it.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +48,12 @@ pub(super) fn find(jobs_dir: &Path, job: JobId, knows: &dyn Fn(LaunchId) -> bool
 pub(super) fn holder(directory: &Path) -> io::Result<Option<i32>> {
     match OpenOptions::new().read(true).write(true).open(directory.join(file::LOCK)) {
         Ok(file) => lock::holder(&file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Where a directory or a lock should be a job may have put something else, which no shim has locked.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -106,6 +111,10 @@ mod tests {
                 std::fs::write(directory.join(&name).join(file), "").expect("a file");
             }
         }
+        // What the job itself has given such names.
+        let [own_file, own_directory] = [(); 2].map(|()| directory.join(LaunchId::random().to_string()));
+        std::fs::write(&own_file, "").expect("a file");
+        std::fs::create_dir_all(own_directory.join(file::LOCK)).expect("a directory");
         let nobody = |_| false;
         assert_eq!(find(place.path(), job, &nobody).expect("readable"), None);
         let locked = directory.join(alive.to_string()).join(file::LOCK);
@@ -139,6 +148,7 @@ mod tests {
                 assert_eq!(find(place.path(), job, &nobody).expect("readable"), None, "its lock went with it");
                 assert_eq!(remove_leftovers(place.path(), job, &[]).expect("can be removed"), []);
                 assert!(!locked.exists() && directory.join("checkpoints").exists());
+                assert!(own_file.exists() && own_directory.exists());
             }
         }
     }
