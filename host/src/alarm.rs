@@ -102,18 +102,50 @@ fn since_the_epoch(at: Time) -> TimeSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::pin::pin;
+
     use futures_util::FutureExt;
 
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     #[tokio::test]
-    async fn a_wait_ends_by_either_clock() {
+    async fn a_wait_ends_when_the_clock_on_the_wall_says_so() {
         let mut alarm = Alarm::new().expect("an alarm");
-        let (before, wait) = (Time::now(), Duration::from_secs(3600));
-        assert!(alarm.after(wait).now_or_never().is_none(), "an hour early");
-        let at = alarm.at.expect("it is set by the one");
-        assert!(before.plus(wait) <= at && at <= Time::now().plus(wait));
-        alarm.after(Duration::from_millis(20)).await;
+        let before = Time::now();
+        assert!(alarm.after(HOUR).now_or_never().is_none(), "an hour early");
+        let at = alarm.at.expect("it is set");
+        assert!(before.plus(HOUR) <= at && at <= Time::now().plus(HOUR));
+
+        let timer = same_timer(&alarm);
+        let mut wait = pin!(alarm.after(HOUR));
+        assert!(wait.as_mut().now_or_never().is_none(), "an hour early");
+        // The kernel does the same when the clock is set past that time.
+        let now = Expiration::OneShot(since_the_epoch(before));
+        timer.set(now, TimerSetTimeFlags::TFD_TIMER_ABSTIME).expect("it can be set");
+        wait.await;
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_after_its_time_whatever_the_clock_on_the_wall_says() {
+        let mut alarm = Alarm::new().expect("an alarm");
+        let timer = same_timer(&alarm);
+        let mut wait = pin!(alarm.after(Duration::from_millis(50)));
+        // On a machine that does something else meanwhile it may be over already.
+        if wait.as_mut().now_or_never().is_none() {
+            // As if the clock had been set back: this timer will not end it.
+            timer.unset().expect("it can be unset");
+            wait.await;
+        }
+    }
+
+    /// The timer of an alarm, to set it as a change of the clock would.
+    fn same_timer(alarm: &Alarm) -> TimerFd {
+        let timer = alarm.timer.get_ref().0.as_fd().try_clone_to_owned().expect("a descriptor");
+        // SAFETY: nobody else has this descriptor, and it is a timer's.
+        unsafe { TimerFd::from_raw_fd(timer.into_raw_fd()) }
     }
 
     #[tokio::test]
