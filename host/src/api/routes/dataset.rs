@@ -61,13 +61,7 @@ impl Dataset {
 
     fn write(&self, content: &str) -> io::Result<()> {
         let (jobs_dir, directory) = (&self.owner.jobs_dir, self.owner.directory());
-        let make = |directory: &Path| DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        let incoming = jobs_dir.join(INCOMING);
-        make(&incoming)?;
-        File::create_new(self.owner.mark())?;
-        // A power cut must not leave a dataset without its mark.
-        sync(&incoming)?;
-        sync(jobs_dir)?;
+        self.owner.make_mark()?;
         make(&directory)?;
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&self.file)?;
         file.write_all(content.as_bytes())?;
@@ -129,6 +123,21 @@ impl Owner {
         self.jobs_dir.join(INCOMING).join(self.job.to_string())
     }
 
+    /// Makes the mark, durably: a power cut must not leave a dataset without it.
+    fn make_mark(&self) -> io::Result<()> {
+        let incoming = self.jobs_dir.join(INCOMING);
+        match File::create_new(self.mark()) {
+            // It is the first of all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make(&incoming)?;
+                File::create_new(self.mark())?;
+                sync(&self.jobs_dir)?;
+            }
+            made => drop(made?),
+        }
+        sync(&incoming)
+    }
+
     async fn settle(&self, store: &Store) {
         // What was sent to the store before this is there after it.
         let found = match store.commit(Vec::new()).await {
@@ -149,8 +158,12 @@ impl Owner {
     }
 
     /// The directory goes with it when nothing else is in there, and the mark last: it stays as long as anything does, for the next
-    /// start.
+    /// start. It takes a moment, as [`Dataset::store`] does.
     fn remove(&self) {
+        tokio::task::block_in_place(|| self.remove_from_disk());
+    }
+
+    fn remove_from_disk(&self) {
         let directory = self.directory();
         let mut all = true;
         for extension in EXTENSIONS {
@@ -166,6 +179,10 @@ impl Owner {
             self.keep();
         }
     }
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// Writes to the disk what is there, and what is not.
