@@ -119,7 +119,7 @@ impl<'a> Call<'a> {
     {
         let loaded = self.loaded()?;
         let runtime = &loaded.runtime;
-        let patience = Instant::now() + runtime.limits.wait;
+        let mut patience = Instant::now() + runtime.limits.wait;
         let mut place = timeout_at(patience, loaded.places.take()).await.map_err(|_| no_place(&runtime.limits))?;
         // What it waited for a place is not its time.
         self.started = Instant::now();
@@ -133,6 +133,8 @@ impl<'a> Call<'a> {
                 Ok(Err(error)) => return Err(classify(&error, loaded, &trace)),
                 Err(_) => return Err(timed_out(timeout)),
             }
+            // What that took is its time, and so not part of its wait.
+            patience += self.started.elapsed();
         }
         if !loaded.steps.are_short() {
             let waits = Instant::now();

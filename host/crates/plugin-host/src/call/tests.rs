@@ -14,10 +14,13 @@ use crate::ticker::Ticker;
 use crate::tls::Tls;
 use crate::view::{Mode, OnError};
 use futures_util::future::{join_all, pending};
+use futures_util::poll;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, mpsc};
 use std::thread;
+use tokio::runtime::Builder;
 use tokio::sync::{Barrier, Notify};
+use tokio::task::spawn_blocking;
 use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime::{Config, Engine, LinearMemory, MemoryCreator, MemoryType};
 
@@ -311,6 +314,32 @@ async fn a_call_that_waited_in_vain_for_the_instances_of_others_was_not_called()
     let error = called(&plugin, PATIENCE, |_| async { Ok(()) }.boxed()).await.unwrap_err();
     assert_eq!((error.kind, error.limit.as_deref()), (FailureKind::Busy, Some("wait of 20 ms")));
     assert_eq!((plugin.0.stats.calls(), plugin.0.stats.failures()), (0, 0));
+}
+
+#[test]
+fn what_the_directories_took_to_open_is_not_taken_from_the_wait_for_the_instances_of_others() {
+    const WAIT: Duration = Duration::from_millis(20);
+    let readable = tempfile::tempdir().unwrap();
+    // Its one thread for what blocks does one thing after the other.
+    let one_thread = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    one_thread.block_on(async {
+        let limits = Limits { wait: WAIT, ..Limits::default() };
+        let plugin = plugin(runtime(limits), Steps::default(), vec![readable.path().to_owned()]);
+        let turn = plugin.loaded().unwrap().places.turn_to_make_instances().await;
+        let (opens, told) = mpsc::channel::<()>();
+        let slow = spawn_blocking(move || told.recv());
+        let mut call = Box::pin(called(&plugin, PATIENCE, |_| async { Ok(7) }.boxed()));
+        assert!(poll!(&mut call).is_pending(), "it opens its directory");
+        // Until the whole wait would be over, had it begun.
+        tokio::time::sleep(WAIT * 2).await;
+        opens.send(()).unwrap();
+        slow.await.unwrap().unwrap();
+        // Behind the directory.
+        spawn_blocking(|| ()).await.unwrap();
+        assert!(poll!(&mut call).is_pending(), "it waits for its turn");
+        drop(turn);
+        assert_eq!(call.await, Ok(7));
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
