@@ -3,6 +3,7 @@
 use crate::bench::{Bench, PATIENCE, job, submission, until};
 use crate::guest::Guest;
 use taxiway_plugin_host::{FailureKind, PluginState};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// WASI interfaces that Python and JavaScript components import whether they use them or not.
 const ALL_OF_WASI: &str = r#"
@@ -148,10 +149,14 @@ async fn a_guest_reaches_the_host_that_it_is_granted_and_nothing_inside() {
     let port = listener.local_addr().unwrap().port();
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = [0; 8192];
-        tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.unwrap();
+        // All of the request: dropping a connection with something unread resets it, and the answer may be lost.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "{head:?}");
+        }
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.unwrap();
+        stream.write_all(answer).await.unwrap();
+        stream.shutdown().await.unwrap();
         listener
     });
     let (here, by_name) = (format!("127.0.0.1:{port}"), format!("localhost:{port}"));
