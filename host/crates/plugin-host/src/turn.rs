@@ -113,6 +113,7 @@ impl CallHookHandler<State> for Turns {
                     if apart::needs_another_thread() {
                         tokio::task::yield_now().await;
                     }
+                    // wasmtime comes here after a trap, too, and does not say so: a call that has failed waits as if more were to come.
                     if let Some(making) = &mut state.turn.making {
                         making.go_on().await;
                     }
