@@ -7,3 +7,4 @@ mod grants;
 mod guarding;
 mod guest;
 mod hostile;
+mod traced;
