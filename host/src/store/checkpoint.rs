@@ -1,13 +1,15 @@
 //! Checkpoints: what was committed moves from the write-ahead log into the database, on a thread and a connection of their own.
 //!
 //! The writer never does it: SQLite's own checkpoints, which the commit that makes the log too long has to carry out, are off. It
-//! only says how long the log is, and waits for the little that is left of a checkpoint where it would write on without a pause. In
-//! between, the thread sleeps.
+//! only says how long the log is, and lets the thread have its [`Turn`] for the little that is left of a checkpoint where it would write
+//! on without a pause. In between, the thread sleeps.
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -21,24 +23,58 @@ pub(super) const STEP: i32 = 1000;
 /// again from the front by itself, and would outgrow its room ([`super::room`]), in which commits take less time.
 pub(super) const TOO_LONG: i64 = 3 * STEP as i64 / 2;
 
-/// How long such a checkpoint waits for its turn between two commits, and then for readers that are about to be done, for which the
-/// writer waits too: a page of a list takes a few milliseconds.
+/// Pages at which such a checkpoint is tried at every step (64 MiB), whoever reads.
+const MUCH_TOO_LONG: i64 = 16 * STEP as i64;
+
+/// How long such a checkpoint waits for readers that are about to be done, for which the writer waits too: a page of a list takes a few
+/// milliseconds.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Turns SQLite's own checkpoints of `writer` off and starts the thread that makes them. It ends with the connection.
+/// Whose turn it is, the writer's or a checkpoint's that makes it wait. SQLite alone has whoever wants to write try again and again, and a
+/// writer that hardly rests would leave no gap to be met.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    taken: Mutex<()>,
+    wanted: AtomicBool,
+    given_back: Condvar,
+}
+
+impl Turn {
+    /// The writer's, for one transaction: after a checkpoint that waits for it.
+    pub(super) fn of_the_writer(&self) -> MutexGuard<'_, ()> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes_first = |_: &mut ()| self.wanted.load(Ordering::SeqCst);
+        self.given_back.wait_while(taken, goes_first).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A checkpoint's: once the transaction that is open is over.
+    fn of_a_checkpoint<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.wanted.store(true, Ordering::SeqCst);
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work();
+        self.wanted.store(false, Ordering::SeqCst);
+        drop(taken);
+        self.given_back.notify_all();
+        result
+    }
+}
+
+/// Turns SQLite's own checkpoints of `writer` off and starts the thread that makes them. It ends with the connection. The writer has to
+/// take its turn for each transaction.
 ///
 /// # Errors
 /// When the thread cannot be started or the database not be opened.
-pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<(), super::OpenError> {
+pub(super) fn start(writer: &mut Connection, path: &Path) -> Result<Arc<Turn>, super::OpenError> {
     // One place: a checkpoint that is due is due, however often it is said.
     let (due, waiting) = sync_channel(1);
-    let mut checkpoints = Checkpoints::open(path)?;
+    let turn = Arc::new(Turn::default());
+    let mut checkpoints = Checkpoints::open(path, turn.clone())?;
     std::thread::Builder::new()
         .name("store-checkpoint".into())
         .spawn(move || checkpoints.run(&waiting))
         .map_err(super::OpenError::Thread)?;
     watch(writer, due)?;
-    Ok(())
+    Ok(turn)
 }
 
 /// Has the thread told whenever the log has grown by a step. The hook takes the place of SQLite's own checkpoints
@@ -75,17 +111,18 @@ struct Checkpoints {
     /// To have on the disk what was moved before the writer is made to wait. Never closed, so that there is one for each database
     /// that was opened: to close it would drop SQLite's locks on the file (fcntl_locking(2)).
     database: ManuallyDrop<File>,
+    turn: Arc<Turn>,
     /// Pages after which the log is too long for now.
     too_long: i64,
 }
 
 impl Checkpoints {
-    fn open(path: &Path) -> Result<Self, super::OpenError> {
+    fn open(path: &Path, turn: Arc<Turn>) -> Result<Self, super::OpenError> {
         let connection = Connection::open(path)?;
         schema::configure(&connection)?;
         connection.busy_timeout(PATIENCE)?;
         let database = File::open(path).map_err(|source| super::OpenError::Create { path: path.to_owned(), source })?;
-        Ok(Self { connection, database: ManuallyDrop::new(database), too_long: TOO_LONG })
+        Ok(Self { connection, database: ManuallyDrop::new(database), turn, too_long: TOO_LONG })
     }
 
     fn run(&mut self, due: &Receiver<()>) {
@@ -99,19 +136,22 @@ impl Checkpoints {
 
     fn checkpoint(&mut self) -> rusqlite::Result<Made> {
         let (_, log, moved) = self.pages("PASSIVE")?;
+        if log <= TOO_LONG {
+            self.too_long = TOO_LONG;
+        }
         // What is left is what somebody does not see who has been reading for long, as a backup does: the log cannot begin again before
         // that is over, and the writer would wait in vain.
         let is_read_for_long = log - moved >= i64::from(STEP);
         if log <= self.too_long || is_read_for_long {
             return Ok(Made::Passive);
         }
-        // SQLite syncs the database only with the last page of the log, which is while the writer waits.
+        // SQLite syncs the database only with the last page of the log, which is while the writer waits. Where this fails, that does.
         if let Err(error) = self.database.sync_data() {
-            tracing::debug!(%error, "the database was not synced before its log begins again");
+            tracing::warn!(%error, "the database cannot be synced");
         }
-        let (in_vain, log, _) = self.pages("RESTART")?;
-        // Whoever reads for so long may do it again: the writer waits for that ever more seldom.
-        self.too_long = if in_vain { 2 * log } else { TOO_LONG };
+        let (in_vain, log, _) = self.turn.of_a_checkpoint(|| self.pages("RESTART"))?;
+        // Whoever reads for so long may do it again: the writer waits for that more seldom.
+        self.too_long = if in_vain { (2 * log).clamp(TOO_LONG, MUCH_TOO_LONG) } else { TOO_LONG };
         Ok(if in_vain { Made::InVain } else { Made::Restart })
     }
 
@@ -148,7 +188,7 @@ mod tests {
         let (due, waiting) = sync_channel(1);
         due.send(()).expect("a place");
         drop(due);
-        Checkpoints::open(&path).expect("opens").run(&waiting);
+        Checkpoints::open(&path, Arc::default()).expect("opens").run(&waiting);
         assert!(std::fs::metadata(&path).expect("a file").len() > before + 2 * STEP as u64 * 4000);
     }
 
@@ -162,7 +202,7 @@ mod tests {
             connection
         };
         let (mut writer, reader) = (open(), open());
-        let mut checkpoints = Checkpoints::open(&path).expect("opens");
+        let mut checkpoints = Checkpoints::open(&path, Arc::default()).expect("opens");
         writer.execute_batch("CREATE TABLE t (data BLOB)").expect("a table");
         // Who watches for growth also turns SQLite's own checkpoints off.
         let (due, _waiting) = sync_channel(1);
@@ -190,5 +230,42 @@ mod tests {
         writer.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
         let (_, log, _) = checkpoints.pages("PASSIVE").expect("an answer");
         assert!(log < i64::from(STEP), "the log has begun again from the front");
+    }
+    #[test]
+    fn a_writer_that_never_rests_lets_a_checkpoint_have_its_turn() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("taxiway.db");
+        let mut writer = Connection::open(&path).expect("opens");
+        schema::configure(&writer).expect("configured");
+        writer.execute_batch("PRAGMA synchronous = OFF; CREATE TABLE t (data BLOB)").expect("a table");
+        let (due, _waiting) = sync_channel(1);
+        watch(&mut writer, due).expect("a hook");
+        let turn = Arc::new(Turn::default());
+        let mut checkpoints = Checkpoints::open(&path, turn.clone()).expect("opens");
+        let (told, long) = sync_channel(1);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let mut pages = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    let _turn = turn.of_the_writer();
+                    let transaction = writer.transaction().expect("begins");
+                    for _ in 0..100 {
+                        transaction.execute("INSERT INTO t VALUES (zeroblob(4000))", []).expect("a row");
+                    }
+                    transaction.commit().expect("commits");
+                    pages += 100;
+                    if pages > TOO_LONG {
+                        // Full: it has been told.
+                        let _ = told.try_send(());
+                    }
+                }
+            });
+            long.recv().expect("the log is too long");
+            let made: Vec<_> = (0..20).map(|_| checkpoints.checkpoint()).collect();
+            is_over.store(true, Ordering::SeqCst);
+            let made: Vec<Made> = made.into_iter().map(|made| made.expect("is made")).collect();
+            assert!(made.contains(&Made::Restart) && !made.contains(&Made::InVain), "{made:?}");
+        });
     }
 }

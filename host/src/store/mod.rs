@@ -78,7 +78,7 @@ impl Store {
         schema::migrate(&mut connection)?;
         connection.execute_batch(history::REMEMBERED).map_err(at)?;
         room::reserve(&mut connection, path).map_err(at)?;
-        checkpoint::start(&mut connection, path)?;
+        let turn = checkpoint::start(&mut connection, path)?;
         let (units, waiting) = mpsc::channel(WAITING_UNITS);
         let (events, _) = broadcast::channel(EVENTS_BEHIND);
         let (deliveries_added, job_ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -86,6 +86,7 @@ impl Store {
         let (health, committing) = watch::channel(true);
         let writer = writer::Writer {
             connection,
+            turn,
             events: events.clone(),
             deliveries_added: deliveries_added.clone(),
             job_ended: job_ended.clone(),

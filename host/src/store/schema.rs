@@ -21,7 +21,7 @@ const PRAGMAS: &str = "
 
 /// Prepares a connection.
 pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    // Another connection holds the write lock for microseconds only; a reader that meets a checkpoint waits for it.
+    // Who makes a checkpoint takes turns with the writer; whoever else has opened the file is waited for.
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.execute_batch(PRAGMAS)?;
     // Statements are few and fixed: all of them stay prepared.

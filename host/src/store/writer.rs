@@ -10,6 +10,7 @@ use taxiway_job::Time;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::apply::{Told, apply};
+use super::checkpoint::Turn;
 use super::counters::Counters;
 use super::{Change, Event, StoreError};
 
@@ -46,6 +47,7 @@ impl Unit {
 
 pub(super) struct Writer {
     pub(super) connection: Connection,
+    pub(super) turn: Arc<Turn>,
     pub(super) events: broadcast::Sender<Arc<Event>>,
     pub(super) deliveries_added: Arc<Notify>,
     pub(super) job_ended: Arc<Notify>,
@@ -123,6 +125,8 @@ impl Writer {
 
     /// One transaction for the whole group. A unit that is refused leaves nothing behind and does not disturb the others.
     fn commit(&mut self, group: &VecDeque<Unit>) -> Result<(Vec<Result<(), StoreError>>, Told), StoreError> {
+        let turn = self.turn.clone();
+        let _turn = turn.of_the_writer();
         match self.commit_at_once(group) {
             Ok(told) => {
                 for change in group.iter().flat_map(|unit| &unit.changes) {
