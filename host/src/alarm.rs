@@ -58,6 +58,7 @@ impl Alarm {
         self.set(Some(Time::now().plus(wait)));
         tokio::select! {
             () = self.rung() => {}
+            // What the other clock cannot end: it may be set back.
             () = tokio::time::sleep(wait) => {}
         }
     }

@@ -111,8 +111,8 @@ impl Owner {
         (asked as usize > slots + uncounted).then_some(QueueError::TooManyGpus { asked, slots })
     }
 
-    /// Whether a job is in line that may need GPUs, now or once something else has come about. A queue that is paused or drained waits
-    /// for nothing.
+    /// Whether a job is in line that needs GPUs, or one that waits for something else first: the line does not tell those apart by what
+    /// they need. A queue that is paused or drained waits for nothing.
     pub(super) fn anybody_wants_gpus(&self) -> bool {
         let is_there = |spot: Spot| self.jobs.line().spot(spot).next().is_some();
         self.mode == Mode::Run && (is_there(Spot::Gpu) || is_there(Spot::Waiting))
