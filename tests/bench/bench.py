@@ -61,13 +61,18 @@ AIMS = {
         "p50 at most 0.5 ms = 1.5 x of the floor",
         lambda row: row["p50_ms"] <= 0.5 or row["p50_ms_to_floor"] <= 1.5,
     ),
-    "submit_batch": (
-        "at least 60,000/s = 0.47 x of the floor",
-        lambda row: row["per_second"] >= 60_000 or row["per_second_to_floor"] >= 0.47,
-    ),
 }
-# The rows of submissions: connections, and jobs in each request.
-SUBMISSIONS = {"submit_32": (CONNECTIONS, 1), "submit_1": (1, 1), "submit_batch": (BATCH_CONNECTIONS, BATCH)}
+AIMS["submit_batch"] = AIMS["submit_batch_minimal"] = (
+    "at least 60,000/s = 0.47 x of the floor",
+    lambda row: row["per_second"] >= 60_000 or row["per_second_to_floor"] >= 0.47,
+)
+# The rows of submissions: connections, jobs in each request, and what is preferred of the answers.
+SUBMISSIONS = {
+    "submit_32": (CONNECTIONS, 1),
+    "submit_1": (1, 1),
+    "submit_batch": (BATCH_CONNECTIONS, BATCH),
+    "submit_batch_minimal": (BATCH_CONNECTIONS, BATCH, "return=minimal"),
+}
 
 
 def percentile(values, share):
@@ -158,12 +163,12 @@ def inodes(folder):
     return {"p50_us": percentile(each, 0.50), "p99_us": percentile(each, 0.99)}
 
 
-def submissions(binary, folder, connections, batch=1):
+def submissions(binary, folder, connections, batch=1, prefer=None):
     """One round of submissions to a fresh service, `batch` jobs in each request."""
     folder.mkdir()
     with Service(binary, folder) as service:
         blocker = Blocker(service, folder)
-        result = load(service.url, service.token, connections, batch)
+        result = load(service.url, service.token, connections, batch, prefer)
         queued = service.get("/queue")["queued"]
         jobs = result["requests"] * batch
         # The last request of each connection may have been stored after wrk stopped listening.
@@ -175,7 +180,7 @@ def submissions(binary, folder, connections, batch=1):
     return result
 
 
-def submissions_floor(binary, folder, connections, batch=1):
+def submissions_floor(binary, folder, connections, batch=1, prefer=None):
     """The same to a server that does nothing with them but store them."""
     folder.mkdir()
     command = [binary, folder / "jobs.db"]
@@ -184,7 +189,7 @@ def submissions_floor(binary, folder, connections, batch=1):
             line = server.stdout.readline()
             if not line.startswith("listening on "):
                 raise ServiceError(f"the floor of submissions did not start: {line.strip()!r}")
-            result = load(line.split()[-1], "none", connections, batch)
+            result = load(line.split()[-1], "none", connections, batch, prefer)
         finally:
             server.terminate()
     if result["errors"]:
@@ -192,12 +197,12 @@ def submissions_floor(binary, folder, connections, batch=1):
     return result
 
 
-def load(url, token, connections, batch):
+def load(url, token, connections, batch, prefer=None):
     """What wrk says of submissions to this server."""
     path = "/jobs" if batch == 1 else "/jobs/batch"
     command = ["wrk", "-c", str(connections), "-t", str(min(connections, 2)), "-d", f"{SUBMIT_SECONDS}s", "--timeout", "20s"]
     command += ["-s", str(HERE / "submit.lua"), f"{url}/api/v1{path}"]
-    environment = {**os.environ, "TOKEN": token, "BATCH": str(batch)}
+    environment = {**os.environ, "TOKEN": token, "BATCH": str(batch), **({"PREFER": prefer} if prefer else {})}
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(run.stdout.splitlines()[-1])
     return {**result, "per_second": result["requests"] * batch / result["seconds"]}
@@ -300,6 +305,7 @@ def table(result):
         (f"{CONNECTIONS} connections", "submit_32"),
         ("1 connection", "submit_1"),
         (f"batches of {BATCH}, {BATCH_CONNECTIONS} connections", "submit_batch"),
+        ("the same, minimal answers", "submit_batch_minimal"),
     )
     for label, key in submitted:
         low, row = m[f"floor_{key}"], m[key]

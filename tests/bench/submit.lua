@@ -1,7 +1,9 @@
--- For wrk: submits jobs, BATCH in each request where that is set, then prints one line of JSON. TOKEN is the service's admin token.
+-- For wrk: submits jobs, then prints one line of JSON. TOKEN is the service's admin token, BATCH how many jobs are in each request,
+-- PREFER what is preferred of the answers (RFC 7240).
 wrk.method = "POST"
 wrk.headers["Authorization"] = "Bearer " .. os.getenv("TOKEN")
 wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Prefer"] = os.getenv("PREFER")
 local job = '{"name": "bench", "command": ["true"], "config": {"train": {"learning_rate": 0.0002, "epochs": 3}}}'
 local batch = tonumber(os.getenv("BATCH") or "1")
 wrk.body = batch == 1 and job or "[" .. string.rep(job, batch, ", ") .. "]"

@@ -16,10 +16,15 @@ use crate::store::StoreError;
 /// What a job without much of a configuration takes as JSON, in bytes.
 const BYTES_OF_A_JOB: usize = 1500;
 
-/// A 200 with as many jobs in it. It is written into memory that is large enough from the start, which a thousand jobs would be
-/// moved about in ten times otherwise.
+/// A 200 with as many jobs in it.
 pub(super) fn with_jobs<T: Serialize>(jobs: usize, value: &T) -> Response {
-    let mut text = Vec::with_capacity(256 + jobs * BYTES_OF_A_JOB);
+    with_room(jobs * BYTES_OF_A_JOB, value)
+}
+
+/// A 200 with room for so many bytes. It is written into memory that is large enough from the start, which a thousand jobs would be
+/// moved about in ten times otherwise.
+pub(super) fn with_room<T: Serialize>(bytes: usize, value: &T) -> Response {
+    let mut text = Vec::with_capacity(256 + bytes);
     match serde_json::to_writer(&mut text, value) {
         Ok(()) => ([(header::CONTENT_TYPE, "application/json")], Body::from(text)).into_response(),
         // Made of jobs, which JSON can write.

@@ -15,6 +15,7 @@ mod idempotency;
 mod lines;
 mod listen;
 mod openapi;
+mod prefer;
 mod routes;
 pub mod socket;
 mod submission;

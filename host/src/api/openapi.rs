@@ -42,10 +42,14 @@ fn operation(route: &Route) -> Value {
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .chain(route.query.iter().map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}})))
         .collect();
-    if route.takes_key() {
+    if route.is_submission() {
         parameters.push(json!({
             "name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255},
             "description": "The same key with the same request is answered with what it came to the first time",
+        }));
+        parameters.push(json!({
+            "name": "Prefer", "in": "header", "schema": {"type": "string"},
+            "description": "return=minimal (RFC 7240): of each job the answer has its id, state and position only, and the header Preference-Applied says so",
         }));
     }
     if route.takes_if_match() {

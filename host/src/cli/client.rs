@@ -118,7 +118,10 @@ impl Client {
         self.json(self.request(Method::POST, "/api/v1/jobs?dry_run=true").json(submission)).await
     }
 
-    pub(super) async fn submit_array(&self, submission: &Submission) -> Result<SubmittedArray<'static>, ClientError> {
+    pub(super) async fn submit_array(
+        &self,
+        submission: &Submission,
+    ) -> Result<SubmittedArray<Job<'static>>, ClientError> {
         self.json(self.request(Method::POST, "/api/v1/jobs").json(submission)).await
     }
 

@@ -1,5 +1,6 @@
 //! Many jobs in one request.
 
+use http::Method;
 use serde_json::{Value, json};
 use taxiway_tests::{Gate, Place, Server, sh};
 
@@ -48,6 +49,50 @@ async fn an_atomic_batch_is_stored_whole_or_not_at_all() {
     assert_eq!(statuses(&stored), [201, 201]);
 }
 
+#[tokio::test]
+async fn a_sender_that_prefers_it_is_told_of_each_job_where_it_stands_and_no_more() {
+    let server = paused().await;
+    let minimal = |body: &Value, path: &str| {
+        let request =
+            server.request(Method::POST, &format!("/api/v1{path}")).header("prefer", "return=minimal").json(body);
+        request.header("idempotency-key", path)
+    };
+    let keys = |job: &Value| job.as_object().expect("a job").keys().cloned().collect::<Vec<String>>();
+    let held = json!({"command": ["true"], "hold": true});
+    let batch = json!([sh("true"), {"comand": ["true"]}, held]);
+    // The second time it is a replay, which is answered alike.
+    for _ in 0..2 {
+        let answer = minimal(&batch, "/jobs/batch").send().await.expect(200);
+        assert_eq!(answer.header("preference-applied"), "return=minimal");
+        let answer = answer.json();
+        assert_eq!(statuses(&answer), [201, 422, 201]);
+        let items = &answer["items"];
+        assert_eq!(keys(&items[0]["job"]), ["id", "state", "position"]);
+        assert_eq!((&items[0]["job"]["state"], &items[0]["job"]["position"]), (&json!("queued"), &json!(1)));
+        assert_eq!((&items[2]["job"]["state"], &items[2]["job"]["position"]), (&json!("held"), &Value::Null));
+        // What is wrong is told all the same.
+        assert_eq!(items[1]["problem"]["problems"][0]["help"], "did you mean `command`?");
+
+        let answer = minimal(&sh("true"), "/jobs").send().await.expect(201);
+        assert_eq!(answer.header("preference-applied"), "return=minimal");
+        let job = answer.json();
+        assert_eq!((keys(&job), &job["position"]), (vec!["id".into(), "state".into(), "position".into()], &json!(2)));
+        assert_eq!(answer.header("location"), format!("/api/v1/jobs/{}", job["id"].as_str().expect("an id")));
+        assert_eq!(answer.header("etag"), "\"1\"");
+
+        let array = json!({"command": ["true"], "array": {"params": {"seed": [1, 2]}}});
+        let answer = minimal(&array, "/jobs?").send().await.expect(201).json();
+        let positions: Vec<&Value> =
+            answer["items"].as_array().expect("items").iter().map(|job| &job["position"]).collect();
+        assert_eq!(positions, [3, 4]);
+        assert_eq!(keys(&answer["items"][0]), ["id", "state", "position"]);
+    }
+    assert_eq!(server.jobs().await.len(), 5);
+    let whole =
+        server.request(Method::POST, "/api/v1/jobs/batch").header("prefer", "return=representation").json(&batch);
+    assert!(whole.send().await.expect(200).json()["items"][0]["job"]["command"].is_array());
+}
+
 fn after(which: &str) -> Value {
     let mut submission = sh("true");
     submission["after"] = json!([which]);
@@ -72,6 +117,36 @@ async fn jobs_of_a_batch_come_after_others_of_it_also_over_a_restart() {
     assert_eq!(events.end_of(&id(4)).await, "completed");
     let started = |job: &str| events.seen().iter().position(|event| event.is(job, "running")).expect("it ran");
     assert!(started(&id(5)) < started(&id(4)), "the one that it comes after stands behind it");
+}
+
+#[tokio::test]
+async fn jobs_that_wait_for_the_store_while_they_are_judged_keep_their_place_among_those_that_do_not() {
+    let server = paused().await;
+    let stored = server.post("/jobs", &sh("true")).await.expect(201).job();
+    // More than a task may do in one go, and the first that waits is neither the first nor one of the last.
+    let batch: Vec<Value> = (0..400)
+        .map(|number| match number % 7 {
+            3 if number > 150 => after(stored.id()),
+            5 => json!({"comand": [number]}),
+            _ => json!({"command": ["true"], "name": format!("job-{number}")}),
+        })
+        .collect();
+    let answer = server.post("/jobs/batch", &json!(batch)).await.expect(200).json();
+    let mut position = 1;
+    for (number, item) in answer["items"].as_array().expect("items").iter().enumerate() {
+        if number % 7 == 5 {
+            assert_eq!(item["status"], 422, "{number}: {item}");
+            continue;
+        }
+        position += 1;
+        let job = &item["job"];
+        assert_eq!((&item["status"], &job["position"]), (&json!(201), &json!(position)), "{number}: {item}");
+        match number % 7 {
+            3 if number > 150 => assert_eq!(job["after"], json!([stored.id()]), "{number}: {item}"),
+            _ => assert_eq!(job["name"], format!("job-{number}")),
+        }
+    }
+    assert_eq!(answer["items"].as_array().map(Vec::len), Some(400));
 }
 
 #[tokio::test]

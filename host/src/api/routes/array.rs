@@ -10,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use taxiway_job::{ArrayId, ArrayLimit, ArrayMember, Job, JobId, Problem};
 
-use super::super::answer::{Refused, problem, with_jobs};
+use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Claim, Outcome};
+use super::super::prefer::Prefer;
 use super::super::{Api, array, submission, wire};
 use super::submit::{may_submit, unknown_predecessors};
 use crate::admission::{Admitted, Draft, Refusal};
@@ -42,13 +44,12 @@ pub(super) async fn submit(
     caller: &Caller,
     asked: &wire::Array,
     submission: wire::Submission,
-    request_bytes: usize,
-    body: BodyHash,
+    bytes: &[u8],
     claim: Option<&Claim>,
+    prefer: Prefer,
 ) -> Result<Option<Response>, Refused> {
     let id = ArrayId::new();
-    let judged =
-        judge(api, caller, id, drafts(api, caller, id, asked, submission, request_bytes).await?, false).await?;
+    let judged = judge(api, caller, id, drafts(api, caller, id, asked, submission, bytes.len()).await?, false).await?;
     let refused: Vec<(&ArrayMember, &[Problem])> = judged.iter().filter_map(problems_of).collect();
     if !refused.is_empty() {
         return Err(refuse(&refused, judged.len()));
@@ -57,12 +58,15 @@ pub(super) async fn submit(
     let jobs: Vec<Arc<Job>> = admitted.map(|admitted| Arc::new(admitted.job)).collect();
     let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
     let key = claim.map(|claim| claim.key(&Outcome::Array(id, ids.clone())));
+    let body = BodyHash(Sha256::digest(bytes).into());
     match api.service.queue.submit_all(queue::Submission { jobs: jobs.clone(), body, key }).await {
         // One that comes after a job that has failed is cancelled at once.
-        Ok(_) if jobs.iter().any(|job| !job.spec.terms.after.is_empty()) => Ok(Some(again(api, id, ids).await?)),
+        Ok(_) if jobs.iter().any(|job| !job.spec.terms.after.is_empty()) => {
+            Ok(Some(again(api, id, ids, prefer).await?))
+        }
         Ok(standings) => {
-            let items = jobs.iter().zip(&standings).map(|(job, standing)| wire::Job::new(job, standing)).collect();
-            Ok(Some(created(id, items)))
+            let items = jobs.iter().zip(&standings).map(|(job, standing)| prefer.shown(job, standing)).collect();
+            Ok(Some(created(id, items, prefer)))
         }
         Err(QueueError::Store(StoreError::KeyTaken)) => Ok(None),
         Err(error) => Err(error.into()),
@@ -108,18 +112,18 @@ pub(super) async fn dry_run(
 }
 
 /// The answer for an array that was stored, with its jobs as they are now. One that was removed since is left out.
-pub(super) async fn again(api: &Api, id: ArrayId, ids: Vec<JobId>) -> Result<Response, Refused> {
+pub(super) async fn again(api: &Api, id: ArrayId, ids: Vec<JobId>, prefer: Prefer) -> Result<Response, Refused> {
     let jobs = api.service.store.jobs_by_id(ids.clone()).await?;
     if let (true, Some(first)) = (jobs.is_empty(), ids.first()) {
         return Err(idempotency::removed(*first));
     }
     let standings: Vec<Standing> = api.service.queue.standing(ids.clone()).await;
     let there = ids.iter().zip(&standings).filter_map(|(id, standing)| Some((jobs.get(id)?, standing)));
-    Ok(created(id, there.map(|(job, standing)| wire::Job::new(job, standing)).collect()))
+    Ok(created(id, there.map(|(job, standing)| prefer.shown(job, standing)).collect(), prefer))
 }
 
-fn created(id: ArrayId, items: Vec<wire::Job<'_>>) -> Response {
-    let mut response = with_jobs(items.len(), &wire::SubmittedArray { array_id: id, items });
+fn created(id: ArrayId, items: Vec<wire::Shown<'_>>, prefer: Prefer) -> Response {
+    let mut response = prefer.answer(items.len(), &wire::SubmittedArray { array_id: id, items });
     *response.status_mut() = StatusCode::CREATED;
     if let Ok(location) = HeaderValue::try_from(format!("/api/v1/jobs?array_id={id}")) {
         response.headers_mut().insert(header::LOCATION, location);

@@ -14,9 +14,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use taxiway_job::{Job, JobId, OutOfRange, Problem};
 
-use super::super::answer::{Refused, problem, with_jobs};
+use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Begun, Claim, ItemOutcome, Outcome};
+use super::super::prefer::Prefer;
 use super::super::{Api, State, body, submission, wire};
 use super::submit;
 use crate::queue::{self, QueueError, Standing};
@@ -45,6 +46,7 @@ struct Batch<T> {
 pub(super) async fn submit(
     api: State,
     caller: Caller,
+    prefer: Prefer,
     uri: Uri,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -54,7 +56,7 @@ pub(super) async fn submit(
     let bytes = body::json(&headers, body).await?;
     loop {
         let claim = match idempotency::begin(&api, &caller, &headers, &uri, &bytes).await? {
-            Begun::Before(outcome) => return submit::replay(&api, outcome).await,
+            Begun::Before(outcome) => return submit::replay(&api, outcome, prefer).await,
             Begun::First(claim) => Some(claim),
             Begun::Unkeyed => None,
         };
@@ -67,7 +69,7 @@ pub(super) async fn submit(
                 for (job, _) in items.iter_mut().flatten() {
                     *job = submit::as_stored(&api, job.clone()).await?;
                 }
-                return Ok(answer(&items, parameters.atomic));
+                return Ok(answer(&items, parameters.atomic, prefer));
             }
         }
     }
@@ -279,11 +281,11 @@ fn outcome(judged: &Judged) -> ItemOutcome {
     }
 }
 
-fn answer(stored: &[Stored], atomic: bool) -> Response {
+fn answer(stored: &[Stored], atomic: bool, prefer: Prefer) -> Response {
     let items = stored
         .iter()
         .map(|stored| match stored {
-            Ok((job, standing)) => wire::BatchItem::accepted(wire::Job::new(job, standing)),
+            Ok((job, standing)) => wire::BatchItem::accepted(prefer.shown(job, standing)),
             Err(refused) => wire::BatchItem::refused(refused.document()),
         })
         .collect();
@@ -292,7 +294,7 @@ fn answer(stored: &[Stored], atomic: bool) -> Response {
     let own = |stored: &&Stored| stored.as_ref().is_err_and(|it| it.status() != StatusCode::FAILED_DEPENDENCY);
     match stored.iter().find(own) {
         Some(Err(first)) if atomic => refuse_all(first, stored, &batch),
-        _ => with_jobs(stored.len(), &batch),
+        _ => prefer.answer(stored.len(), &batch),
     }
 }
 
@@ -309,7 +311,7 @@ fn refuse_all(first: &Refused, stored: &[Stored], batch: &wire::Batch<'_>) -> Re
 }
 
 /// The answer to a batch that was carried out before.
-pub(super) async fn again(api: &Api, items: Vec<ItemOutcome>) -> Result<Response, Refused> {
+pub(super) async fn again(api: &Api, items: Vec<ItemOutcome>, prefer: Prefer) -> Result<Response, Refused> {
     let ids: Vec<JobId> = items
         .iter()
         .filter_map(|item| match item {
@@ -326,12 +328,12 @@ pub(super) async fn again(api: &Api, items: Vec<ItemOutcome>) -> Result<Response
         .map(|item| match item {
             ItemOutcome::Problem(document) => wire::BatchItem::refused(document),
             ItemOutcome::Job(id) => match jobs.get(id) {
-                Some(job) => wire::BatchItem::accepted(wire::Job::new(job, standings.get(id).unwrap_or(&none))),
+                Some(job) => wire::BatchItem::accepted(prefer.shown(job, standings.get(id).unwrap_or(&none))),
                 None => wire::BatchItem::refused(idempotency::removed(*id).document()),
             },
         })
         .collect();
-    Ok(with_jobs(ids.len(), &wire::Batch { items }))
+    Ok(prefer.answer(ids.len(), &wire::Batch { items }))
 }
 
 #[cfg(test)]

@@ -54,9 +54,13 @@ pub(super) async fn standing_of(api: &Api, id: JobId) -> Standing {
     api.service.queue.standing(vec![id]).await.pop().unwrap_or_default()
 }
 
-/// The job, with its revision as its `ETag`: what `If-Match` of an operation compares.
+/// The job, with its revision as its `ETag`.
 pub(super) fn answer(job: &Job, standing: &Standing) -> Response {
-    let mut response = with_jobs(1, &wire::Job::new(job, standing));
+    tagged(job, with_jobs(1, &wire::Job::new(job, standing)))
+}
+
+/// The response, with this job's revision as its `ETag`: what `If-Match` of an operation compares.
+pub(super) fn tagged(job: &Job, mut response: Response) -> Response {
     if let Ok(tag) = HeaderValue::try_from(etag(job)) {
         response.headers_mut().insert(header::ETAG, tag);
     }

@@ -54,8 +54,8 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Whether a request to it may carry an Idempotency-Key.
-    pub(super) fn takes_key(&self) -> bool {
+    /// Whether it takes submissions: a request to it may carry an Idempotency-Key, and say how much of each job it prefers to read.
+    pub(super) fn is_submission(&self) -> bool {
         self.method == "post" && matches!(self.path, "/api/v1/jobs" | "/api/v1/jobs/batch")
     }
 

@@ -15,6 +15,7 @@ use taxiway_job::{Job, JobId, Problem, Terms};
 use super::super::answer::{Refused, problem};
 use super::super::gate::Caller;
 use super::super::idempotency::{self, Begun, Outcome};
+use super::super::prefer::Prefer;
 use super::super::{Api, State, body, submission, wire};
 use super::{array, batch};
 use crate::admission::{Draft, Refusal};
@@ -31,6 +32,7 @@ struct Parameters {
 pub(super) async fn submit(
     api: State,
     caller: Caller,
+    prefer: Prefer,
     uri: Uri,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -55,14 +57,13 @@ pub(super) async fn submit(
     loop {
         let begun = idempotency::begin(&api, &caller, &headers, &uri, &bytes).await?;
         let claim = match begun {
-            Begun::Before(outcome) => return replay(&api, outcome).await,
+            Begun::Before(outcome) => return replay(&api, outcome, prefer).await,
             Begun::First(claim) => Some(claim),
             Begun::Unkeyed => None,
         };
-        let body = BodyHash(Sha256::digest(&bytes).into());
         let mut submission = submission::parse(&bytes)?;
         if let Some(asked) = submission.array.take() {
-            match array::submit(&api, &caller, &asked, submission, bytes.len(), body, claim.as_ref()).await? {
+            match array::submit(&api, &caller, &asked, submission, &bytes, claim.as_ref(), prefer).await? {
                 Some(response) => return Ok(response),
                 None => continue,
             }
@@ -72,11 +73,12 @@ pub(super) async fn submit(
         draft.problems = unknown_predecessors(&api, &draft.terms).await?;
         let job = judge(&api, &caller, draft).await?;
         let key = claim.as_ref().map(|claim| claim.key(&Outcome::Job(job.id)));
+        let body = BodyHash(Sha256::digest(&bytes).into());
         let submission = queue::Submission { jobs: vec![job.clone()], body, key };
         match api.service.queue.submit_all(submission).await {
             Ok(standings) => {
                 let job = as_stored(&api, job).await?;
-                return Ok(created(&job, standings.first().unwrap_or(&Standing::default())));
+                return Ok(created(&job, standings.first().unwrap_or(&Standing::default()), prefer));
             }
             Err(QueueError::Store(StoreError::KeyTaken)) => {}
             Err(error) => return Err(error.into()),
@@ -84,8 +86,8 @@ pub(super) async fn submit(
     }
 }
 
-fn created(job: &Job, standing: &Standing) -> Response {
-    let mut response = super::jobs::answer(job, standing);
+fn created(job: &Job, standing: &Standing, prefer: Prefer) -> Response {
+    let mut response = super::jobs::tagged(job, prefer.answer(1, &prefer.shown(job, standing)));
     *response.status_mut() = StatusCode::CREATED;
     if let Ok(location) = HeaderValue::try_from(format!("/api/v1/jobs/{}", job.id)) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -94,14 +96,14 @@ fn created(job: &Job, standing: &Standing) -> Response {
 }
 
 /// The answer to a request that was carried out before: what it came to, as that is now.
-pub(super) async fn replay(api: &Api, outcome: Outcome) -> Result<Response, Refused> {
+pub(super) async fn replay(api: &Api, outcome: Outcome, prefer: Prefer) -> Result<Response, Refused> {
     let mut response = match outcome {
         Outcome::Job(id) => {
             let job = api.service.store.job(id).await?.ok_or_else(|| idempotency::removed(id))?;
-            created(&job, &super::jobs::standing_of(api, id).await)
+            created(&job, &super::jobs::standing_of(api, id).await, prefer)
         }
-        Outcome::Batch(items) => batch::again(api, items).await?,
-        Outcome::Array(id, jobs) => array::again(api, id, jobs).await?,
+        Outcome::Batch(items) => batch::again(api, items, prefer).await?,
+        Outcome::Array(id, jobs) => array::again(api, id, jobs, prefer).await?,
     };
     idempotency::mark_replayed(&mut response);
     Ok(response)

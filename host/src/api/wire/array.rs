@@ -6,8 +6,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use taxiway_job::{ArrayId, Problem, Rewrite};
 
-use super::Job;
-
 /// What makes a submission an array.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,11 +20,11 @@ pub struct Array {
 
 /// The answer to an array that was accepted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SubmittedArray<'a> {
+pub struct SubmittedArray<J> {
     /// The array's id.
     pub array_id: ArrayId,
     /// Its jobs, in the order of the product: the last key's values change first.
-    pub items: Vec<Job<'a>>,
+    pub items: Vec<J>,
 }
 
 /// The answer to a dry run of an array.

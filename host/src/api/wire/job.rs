@@ -161,6 +161,27 @@ impl<'a> Job<'a> {
     }
 }
 
+/// A job in an answer of which its sender prefers the least (`Prefer: return=minimal`).
+#[derive(Debug, Clone, Serialize)]
+pub struct BriefJob {
+    /// Its id.
+    pub id: JobId,
+    /// Where it is in its life.
+    pub state: State,
+    /// Its place in the line, from 1; null for what is not queued.
+    pub position: Option<usize>,
+}
+
+/// A job as much of it as was asked for.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Shown<'a> {
+    /// All of it.
+    Whole(Box<Job<'a>>),
+    /// Its id, and where it stands.
+    Brief(BriefJob),
+}
+
 /// Environment variables without their secrets.
 #[derive(Debug, Clone)]
 pub enum Env<'a> {

@@ -7,33 +7,33 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use taxiway_job::{JobId, State};
 
-use super::{Job, ProblemDocument};
+use super::{ProblemDocument, Shown};
 
 /// `POST /jobs/batch`: what became of each submission, in their order.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Batch<'a> {
     /// One for each submission.
     pub items: Vec<BatchItem<'a>>,
 }
 
 /// What became of one submission of a batch.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct BatchItem<'a> {
     /// The HTTP status that it would have had on its own.
     pub status: u16,
     /// The job, when it was accepted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<Box<Job<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Shown<'a>>,
     /// Why it was refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<Cow<'a, ProblemDocument>>,
 }
 
 impl<'a> BatchItem<'a> {
     /// The job was accepted.
     #[must_use]
-    pub fn accepted(job: Job<'a>) -> Self {
-        Self { status: 201, job: Some(Box::new(job)), problem: None }
+    pub fn accepted(job: Shown<'a>) -> Self {
+        Self { status: 201, job: Some(job), problem: None }
     }
 
     /// It was refused.

@@ -22,7 +22,7 @@ pub use gpu::{Gpu, GpuProcess, GpuSeries};
 pub use history::{Attempt, AuditItem, DeliveryItem, HandoverItem};
 #[cfg(test)]
 pub(crate) use job::tests as job_tests;
-pub use job::{Env, Job};
+pub use job::{BriefJob, Env, Job, Shown};
 pub use list::{Health, JobMetrics, Page, QueueSummary, Series, Verdict};
 pub use many::{Batch, BatchItem, CancelFilter, CancelMany, CancelledItem, CancelledMany};
 pub use operation::{Explanation, Move, MoveTo, Requeue};
