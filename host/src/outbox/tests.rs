@@ -8,7 +8,7 @@ use taxiway_plugin_host::{CallError, End as EndView, FailureKind, JobView, OnErr
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::store::{BodyHash, Change, Delivery, DeliveryStatus, End, NewJob};
+use crate::store::{Change, Delivery, DeliveryStatus, End, test_new_job};
 
 /// How a receiver fails, try by try; when nothing is left it takes everything.
 type Failures = Mutex<Vec<CallError>>;
@@ -113,7 +113,7 @@ impl Scene {
     async fn failed_job(&self) -> Job {
         let (job, launch, now) = (job(), LaunchId::random(), Time::now());
         let id = job.id;
-        let new = NewJob { job: Arc::new(job.clone()), rank: 1, body: BodyHash([7; 32]) };
+        let new = test_new_job(job.clone());
         self.store.commit(vec![Change::Submit(Box::new(new))]).await.unwrap();
         self.store.commit(vec![Change::Arm { job: id, attempt: 1, launch, boot_id: "boot".into() }]).await.unwrap();
         write_log(&taxiway_launcher::log::path(&self.jobs_dir(), id, launch));

@@ -9,7 +9,7 @@ use taxiway_job::{Job, JobId, Progress, Reason, State, Target, Time};
 use tokio::sync::{mpsc, oneshot};
 
 use super::gpus::SlotStanding;
-use crate::store::{BodyHash, NewKey, StoreError};
+use crate::store::{BodyHash, JobTexts, NewKey, StoreError};
 
 /// Commands that may wait for the owner: enough for every connection to have one, and a bound all the same.
 pub(super) const WAITING_COMMANDS: usize = 1024;
@@ -176,7 +176,7 @@ pub struct Submission {
 
 /// One message to the owner.
 pub(super) enum Command {
-    Submit { submission: Submission, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>> },
+    Submit { submission: Submission, texts: Vec<JobTexts>, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>> },
     Operate(Operation),
     SetMode { mode: Mode, by: String, reply: oneshot::Sender<Result<(), QueueError>> },
     Standing { ids: Vec<JobId>, reply: oneshot::Sender<Vec<Standing>> },
@@ -303,7 +303,9 @@ impl Queue {
     /// # Errors
     /// When one of them asks for more GPUs than there are, or the store refuses one; then none is stored.
     pub async fn submit_all(&self, submission: Submission) -> Result<Vec<Standing>, QueueError> {
-        self.ask(|reply| Command::Submit { submission, reply }).await?
+        // Here, in the task of whoever submits: owner and writer are one for all.
+        let texts = submission.jobs.iter().map(|job| JobTexts::of(job)).collect::<Result<_, _>>()?;
+        self.ask(|reply| Command::Submit { submission, texts, reply }).await?
     }
 
     /// Cancels a job. A job without processes is `cancelled` when this returns, one with processes `cancelling`; the order is

@@ -28,7 +28,7 @@ use super::pause::Pauses;
 use super::slots::{SlotGpu, Slots, Taken};
 use crate::alarm::Alarm;
 use crate::gpu::{Fault, Looked, Measured, Missing, Released};
-use crate::store::{Change, NewDelivery, NewJob, NextAttempt, Store, StoreError};
+use crate::store::{Change, JobTexts, NewDelivery, NewJob, NextAttempt, Store, StoreError};
 
 /// What the queue needs of plugins.
 #[async_trait]
@@ -471,7 +471,7 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Submit { submission, reply } => self.submit(submission, reply),
+            Command::Submit { submission, texts, reply } => self.submit(submission, texts, reply),
             Command::Operate(operation) => self.operate(operation),
             Command::SetMode { mode, by, reply } => self.set_mode(mode, by, reply),
             // An error in an answer means that the asker has gone away.
@@ -514,7 +514,12 @@ impl Owner {
         }
     }
 
-    fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>) {
+    fn submit(
+        &mut self,
+        submission: Submission,
+        texts: Vec<JobTexts>,
+        reply: oneshot::Sender<Result<Vec<Standing>, QueueError>>,
+    ) {
         let Submission { jobs, body, key } = submission;
         if let Some(error) = jobs.iter().find_map(|job| self.asks_too_much(job)) {
             // An error means that the asker has gone away, here and below.
@@ -523,11 +528,11 @@ impl Owner {
         }
         let mut entries = Vec::with_capacity(jobs.len());
         let mut changes = Vec::with_capacity(jobs.len() + 1);
-        for job in jobs {
+        for (job, texts) in jobs.into_iter().zip(texts) {
             let rank = self.jobs.take_rank();
             self.submitting.insert(job.id);
             entries.push((job.id, entry_of(&job, rank)));
-            changes.push(Change::Submit(Box::new(NewJob { job, rank, body })));
+            changes.push(Change::Submit(Box::new(NewJob { job, texts: Box::new(texts), rank, body })));
         }
         changes.extend(key.map(|key| Change::Remember(Box::new(key))));
         let store = self.store.clone();

@@ -1,9 +1,7 @@
-use std::sync::Arc;
-
 use taxiway_job::{Exit, Handover, JobId, LaunchId, State};
 
 use super::*;
-use crate::store::{BodyHash, DeliveryId, End, NewDelivery, NewJob};
+use crate::store::{DeliveryId, End, NewDelivery, test_new_job};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -37,7 +35,7 @@ impl Place {
         let at = Time::now().minus(days * DAY);
         let (job, launch) = (crate::store::test_job("old", at), LaunchId::random());
         let id = job.id;
-        let new = NewJob { job: Arc::new(job), rank: 1, body: BodyHash([0; 32]) };
+        let new = test_new_job(job);
         let end = End {
             job: id,
             launch: Some(launch),
@@ -155,7 +153,7 @@ async fn a_job_that_has_not_ended_stays_however_old_it_is() {
     let place = Place::new();
     let job = crate::store::test_job("waits", Time::now().minus(400 * DAY));
     let id = job.id;
-    let new = NewJob { job: Arc::new(job), rank: 1, body: BodyHash([0; 32]) };
+    let new = test_new_job(job);
     place.store.commit(vec![Change::Submit(Box::new(new))]).await.expect("is stored");
     assert_eq!(place.collect(limits()).await, Removed::default());
     assert!(place.is_kept(id).await);

@@ -1,11 +1,11 @@
 //! The rows that each change becomes, and the events and the audit trail with them.
 
-use rusqlite::{Connection, OptionalExtension, params};
-use serde::Serialize;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Statement, params};
 use serde_json::{Map, Value, json};
 use taxiway_job::{Job, JobId, Reason, Shift, State, Time};
 
-use super::{Change, End, Event, NewDelivery, NewJob, NextAttempt, Scope, StoreError, history, keys};
+use super::texts::{json_list, json_text, unwritable};
+use super::{Change, End, Event, JobTexts, NewDelivery, NewJob, NextAttempt, Scope, StoreError, history, keys};
 
 /// What a transaction did besides its rows, to be told once it is durable.
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub(super) struct Told {
 /// When it does not fit what is stored, or the disk refuses it.
 pub(super) fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result<(), StoreError> {
     match change {
-        Change::Submit(new) => submit(db, new, told),
+        Change::Submit(new) => Inserts::new(db)?.submit(db, new, told),
         Change::Move { job, from, to, reason, at, by, action, deliveries } => {
             let ended = to.has_ended().then_some(at.as_millis());
             one(
@@ -247,41 +247,86 @@ fn setting(db: &Connection, key: &str, value: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn submit(db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreError> {
-    let job = &new.job;
-    db.prepare_cached(
-        "INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, profile, external_id, body, spec, config,
-            submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms, submitted_beside,
-            array_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
-    )?
-    .execute(params![
-        job.id.as_bytes(),
-        job.state.as_str(),
-        job.spec.priority,
-        new.rank,
-        job.spec.gpus,
-        job.attempt,
-        job.spec.name,
-        job.spec.profile,
-        job.spec.external_id,
-        new.body.0,
-        json_text(&Some(&job.spec))?,
-        json_text(&Some(&job.config))?,
-        json_text(&job.submitted_config)?,
-        json_list(&job.rewrites)?,
-        json_list(&job.verdicts)?,
-        json_list(&job.warnings)?,
-        json_text(&job.reason)?,
-        job.submitted_at.as_millis(),
-        job.queued_at.as_millis(),
-        job.submitted_by,
-        json_text(&(!job.spec.terms.are_none()).then_some(&job.spec.terms))?,
-        json_text(&job.submitted_beside)?,
-        job.spec.array.as_ref().map(|member| member.id.as_bytes()),
-    ])?;
-    event(db, told, job.submitted_at, &format!("job.{}", job.state), Some(job.id), Map::new())?;
-    audit(db, job.submitted_at, &job.submitted_by, "submit", Some(job.id))
+const INSERT_JOB: &str = "
+    INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, profile, external_id, body, spec, config,
+        submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms, submitted_beside,
+        array_id)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)";
+const INSERT_EVENT: &str = "INSERT INTO events (at, kind, job, data) VALUES (?1, ?2, ?3, ?4)";
+const INSERT_AUDIT: &str = "INSERT INTO audit (at, actor, action, job) VALUES (?1, ?2, ?3, ?4)";
+
+/// Writes several changes, in their order, as [`apply`] does each.
+///
+/// # Errors
+/// When one does not fit what is stored, or the disk refuses it.
+pub(super) fn apply_all<'a>(
+    db: &Connection,
+    changes: impl Iterator<Item = &'a Change>,
+    told: &mut Told,
+) -> Result<(), StoreError> {
+    let mut changes = changes.peekable();
+    while let Some(change) = changes.next() {
+        let Change::Submit(first) = change else {
+            apply(db, change, told)?;
+            continue;
+        };
+        // Jobs that come together, a thousand of a batch, share their statements.
+        let mut inserts = Inserts::new(db)?;
+        inserts.submit(db, first, told)?;
+        while let Some(Change::Submit(new)) = changes.next_if(|change| matches!(change, Change::Submit(_))) {
+            inserts.submit(db, new, told)?;
+        }
+    }
+    Ok(())
+}
+
+/// The statements that a submission takes.
+struct Inserts<'a> {
+    job: CachedStatement<'a>,
+    event: CachedStatement<'a>,
+    audit: CachedStatement<'a>,
+}
+
+impl<'a> Inserts<'a> {
+    fn new(db: &'a Connection) -> Result<Self, StoreError> {
+        Ok(Self {
+            job: db.prepare_cached(INSERT_JOB)?,
+            event: db.prepare_cached(INSERT_EVENT)?,
+            audit: db.prepare_cached(INSERT_AUDIT)?,
+        })
+    }
+
+    fn submit(&mut self, db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreError> {
+        let NewJob { job, texts, rank, body } = new;
+        self.job.execute(params![
+            job.id.as_bytes(),
+            job.state.as_str(),
+            job.spec.priority,
+            rank,
+            job.spec.gpus,
+            job.attempt,
+            job.spec.name,
+            job.spec.profile,
+            job.spec.external_id,
+            body.0,
+            texts.spec,
+            texts.config,
+            texts.submitted_config,
+            texts.rewrites,
+            texts.verdicts,
+            texts.warnings,
+            texts.reason,
+            job.submitted_at.as_millis(),
+            job.queued_at.as_millis(),
+            job.submitted_by,
+            texts.terms,
+            texts.submitted_beside,
+            job.spec.array.as_ref().map(|member| member.id.as_bytes()),
+        ])?;
+        let kind = format!("job.{}", job.state);
+        event_by(&mut self.event, db, told, job.submitted_at, kind, Some(job.id), Map::new())?;
+        audit_by(&mut self.audit, job.submitted_at, &job.submitted_by, "submit", Some(job.id))
+    }
 }
 
 /// What an attempt leaves in its job's row, taken out for the next one.
@@ -289,6 +334,7 @@ const NOTHING_HAPPENED: &str = "exit_code = NULL, exit_signal = NULL, failure = 
     finished_at = NULL, stop_target = NULL, progress = NULL, gpu_uuids = NULL, handover = NULL";
 
 fn edit(db: &Connection, job: &Job, at: Time, by: &str, told: &mut Told) -> Result<(), StoreError> {
+    let texts = JobTexts::of(job)?;
     one(
         db.prepare_cached(
             "UPDATE jobs SET priority = ?2, gpus = ?3, name = ?4, external_id = ?5, spec = ?6, config = ?7, submitted_config = ?8,
@@ -301,14 +347,14 @@ fn edit(db: &Connection, job: &Job, at: Time, by: &str, told: &mut Told) -> Resu
             job.spec.gpus,
             job.spec.name,
             job.spec.external_id,
-            json_text(&Some(&job.spec))?,
-            json_text(&Some(&job.config))?,
-            json_text(&job.submitted_config)?,
-            json_text(&job.submitted_beside)?,
-            json_list(&job.rewrites)?,
-            json_list(&job.verdicts)?,
-            json_list(&job.warnings)?,
-            json_text(&(!job.spec.terms.are_none()).then_some(&job.spec.terms))?,
+            texts.spec,
+            texts.config,
+            texts.submitted_config,
+            texts.submitted_beside,
+            texts.rewrites,
+            texts.verdicts,
+            texts.warnings,
+            texts.terms,
         ])?,
         "edit",
         job.id,
@@ -426,16 +472,24 @@ pub(super) fn event(
     job: Option<JobId>,
     data: Map<String, Value>,
 ) -> Result<(), StoreError> {
+    event_by(&mut *db.prepare_cached(INSERT_EVENT)?, db, told, at, kind.to_owned(), job, data)
+}
+
+/// The same by [`INSERT_EVENT`].
+fn event_by(
+    insert: &mut Statement<'_>,
+    db: &Connection,
+    told: &mut Told,
+    at: Time,
+    kind: String,
+    job: Option<JobId>,
+    data: Map<String, Value>,
+) -> Result<(), StoreError> {
     let text = if data.is_empty() { None } else { json_text(&Some(&data))? };
-    db.prepare_cached("INSERT INTO events (at, kind, job, data) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-        at.as_millis(),
-        kind,
-        job.as_ref().map(JobId::as_bytes),
-        text
-    ])?;
+    insert.execute(params![at.as_millis(), kind, job.as_ref().map(JobId::as_bytes), text])?;
     let id = db.last_insert_rowid() as u64;
-    told.ended |= matches!(kind, "job.completed" | "job.failed" | "job.cancelled");
-    told.events.push(Event { id, at, kind: kind.to_owned(), job, data });
+    told.ended |= matches!(kind.as_str(), "job.completed" | "job.failed" | "job.cancelled");
+    told.events.push(Event { id, at, kind, job, data });
     Ok(())
 }
 
@@ -480,12 +534,18 @@ pub(super) fn audit(
     action: &str,
     job: Option<JobId>,
 ) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT INTO audit (at, actor, action, job) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-        at.as_millis(),
-        actor,
-        action,
-        job.as_ref().map(JobId::as_bytes)
-    ])?;
+    audit_by(&mut *db.prepare_cached(INSERT_AUDIT)?, at, actor, action, job)
+}
+
+/// The same by [`INSERT_AUDIT`].
+fn audit_by(
+    insert: &mut Statement<'_>,
+    at: Time,
+    actor: &str,
+    action: &str,
+    job: Option<JobId>,
+) -> Result<(), StoreError> {
+    insert.execute(params![at.as_millis(), actor, action, job.as_ref().map(JobId::as_bytes)])?;
     Ok(())
 }
 
@@ -505,16 +565,4 @@ fn scope_text(scope: Scope) -> &'static str {
         Scope::Operate => "operate",
         Scope::Admin => "admin",
     }
-}
-
-pub(super) fn json_text<T: Serialize>(value: &Option<T>) -> Result<Option<String>, StoreError> {
-    value.as_ref().map(|value| serde_json::to_string(value).map_err(unwritable)).transpose()
-}
-
-fn json_list<T: Serialize>(list: &[T]) -> Result<Option<String>, StoreError> {
-    json_text(&(!list.is_empty()).then_some(list))
-}
-
-pub(super) fn unwritable(error: serde_json::Error) -> StoreError {
-    StoreError::Conflict(format!("could not be written as JSON: {error}"))
 }

@@ -8,7 +8,7 @@ use taxiway_job::{
     Exit, Failure, Handover, Job, JobId, LaunchId, Progress, Reason, Shift, State, StopTarget, Time, Usage, Verdict,
 };
 
-use super::NewKey;
+use super::{JobTexts, NewKey};
 
 /// One change. A unit of several becomes durable together or not at all; each transition leaves its event.
 #[derive(Debug, Clone)]
@@ -319,6 +319,8 @@ pub enum Change {
 pub struct NewJob {
     /// The job; its state is `queued` or `held`.
     pub job: Arc<Job>,
+    /// What its row has as JSON.
+    pub texts: Box<JobTexts>,
     /// Its rank in the line.
     pub rank: i64,
     /// Tells whether a repeated request was the same one.

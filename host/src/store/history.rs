@@ -4,7 +4,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Map, Value};
 use taxiway_job::{Handover, JobId, LaunchId, Progress, Time};
 
-use super::apply::{Told, audit, event, json_text, unwritable};
+use super::apply::{Told, audit, event};
+use super::texts::{json_text, unwritable};
 use super::{Delivery, DeliveryId, DeliveryStatus, Page, Store, StoreError, reader, row};
 
 /// Rows of each table that one unit removes: few enough for nobody to notice the wait.

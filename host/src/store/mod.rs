@@ -23,6 +23,7 @@ mod reader;
 mod room;
 mod row;
 mod schema;
+mod texts;
 mod writer;
 
 use std::fs::{OpenOptions, Permissions};
@@ -44,6 +45,7 @@ pub use history::{AuditRecord, DeliveryFilter, EndedJob, HandoverRecord, Oldest,
 pub use keys::{KnownKey, NewKey};
 pub use list::{Cursor, JobFilter, Page};
 pub use reader::{Course, Kind, QueuedJob, Token};
+pub use texts::JobTexts;
 
 /// Units that may wait for the writer. A sender past it waits in turn, which holds submissions back when the disk is slow.
 const WAITING_UNITS: usize = 4096;
@@ -305,4 +307,4 @@ impl From<rusqlite::Error> for StoreError {
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-pub(crate) use tests::job_at as test_job;
+pub(crate) use tests::{job_at as test_job, new_job as test_new_job};

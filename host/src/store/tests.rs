@@ -61,8 +61,14 @@ pub(crate) fn job_at(name: &str, now: Time) -> Job {
     }
 }
 
+/// The same to be stored, first in line.
+pub(crate) fn new_job(job: Job) -> NewJob {
+    let texts = Box::new(JobTexts::of(&job).expect("JSON"));
+    NewJob { job: Arc::new(job), texts, rank: 1, body: BodyHash([7; 32]) }
+}
+
 fn submit(job: &Job) -> Change {
-    Change::Submit(Box::new(NewJob { job: Arc::new(job.clone()), rank: 1, body: BodyHash([7; 32]) }))
+    Change::Submit(Box::new(new_job(job.clone())))
 }
 
 fn open(directory: &Path) -> Store {

@@ -9,7 +9,7 @@ use rusqlite::{Connection, Transaction};
 use taxiway_job::Time;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
-use super::apply::{Told, apply};
+use super::apply::{Told, apply, apply_all};
 use super::checkpoint::Turn;
 use super::counters::Counters;
 use super::{Change, Event, StoreError};
@@ -145,9 +145,7 @@ impl Writer {
     fn commit_at_once(&mut self, group: &VecDeque<Unit>) -> Result<Told, StoreError> {
         let transaction = Begun::new(&self.connection)?;
         let mut told = Told::default();
-        for change in group.iter().flat_map(|unit| &unit.changes) {
-            apply(&self.connection, change, &mut told)?;
-        }
+        apply_all(&self.connection, group.iter().flat_map(|unit| &unit.changes), &mut told)?;
         transaction.commit()?;
         Ok(told)
     }

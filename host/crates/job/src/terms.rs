@@ -38,7 +38,15 @@ impl Terms {
     /// Whether they ask for nothing.
     #[must_use]
     pub fn are_none(&self) -> bool {
-        *self == Self::default()
+        // Compared with no default, which would have to be made for each job that is stored.
+        let Self { gpu_memory, gpu_uuids, after, after_any, not_before, array, retries } = self;
+        gpu_memory.is_none()
+            && gpu_uuids.is_empty()
+            && after.is_empty()
+            && after_any.is_empty()
+            && not_before.is_none()
+            && array.is_none()
+            && retries.are_none()
     }
 
     /// Whether the job may run on this GPU: its UUID, and its memory in all, in bytes.
@@ -76,10 +84,7 @@ pub struct Retries {
 
 impl Default for Retries {
     fn default() -> Self {
-        // What fails for good is not tried again: a plugin's word and a command that cannot be started.
-        let is_for_good = |class: &FailureClass| matches!(class, FailureClass::Preflight | FailureClass::LaunchError);
-        let on = FailureClass::ALL.into_iter().filter(|class| !is_for_good(class)).collect();
-        Self { max: 0, backoff: Duration::from_secs(30), on }
+        Self { max: 0, backoff: Self::FIRST_BACKOFF, on: Self::worth_a_retry().collect() }
     }
 }
 
@@ -87,10 +92,21 @@ impl Retries {
     /// The longest pause before a retry.
     pub const LONGEST_BACKOFF: Duration = Duration::from_secs(3600);
 
+    /// The pause before the first retry unless another is asked for (DESIGN §3).
+    const FIRST_BACKOFF: Duration = Duration::from_secs(30);
+
+    /// The failures after which a job is tried again unless others are asked for. What fails for good is not: a plugin's word and a
+    /// command that cannot be started.
+    fn worth_a_retry() -> impl Iterator<Item = FailureClass> {
+        let is_for_good = |class: &FailureClass| matches!(class, FailureClass::Preflight | FailureClass::LaunchError);
+        FailureClass::ALL.into_iter().filter(move |class| !is_for_good(class))
+    }
+
     /// Whether none is asked for.
     #[must_use]
     pub fn are_none(&self) -> bool {
-        *self == Self::default()
+        let Self { max, backoff, on } = self;
+        *max == 0 && *backoff == Self::FIRST_BACKOFF && on.iter().copied().eq(Self::worth_a_retry())
     }
 
     /// The pause before the next attempt of a job that failed in this way after `done` retries; none when it has failed for
@@ -131,5 +147,13 @@ mod tests {
     fn terms_that_ask_for_nothing_are_written_as_nothing() {
         assert_eq!(serde_json::to_string(&Terms::default()).expect("JSON"), "{}");
         assert_eq!(serde_json::from_str::<Terms>("{}").expect("terms"), Terms::default());
+        assert!(Terms::default().are_none());
+        for retries in [
+            Retries { max: 1, ..Retries::default() },
+            Retries { backoff: Duration::ZERO, ..Retries::default() },
+            Retries { on: vec![FailureClass::Exit], ..Retries::default() },
+        ] {
+            assert!(!Terms { retries, ..Terms::default() }.are_none());
+        }
     }
 }

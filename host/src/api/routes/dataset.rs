@@ -212,12 +212,10 @@ fn extension(content: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use taxiway_job::Time;
 
     use super::*;
-    use crate::store::{BodyHash, Change, NewJob};
+    use crate::store::{Change, test_new_job};
 
     struct Place {
         directory: tempfile::TempDir,
@@ -241,9 +239,9 @@ mod tests {
 
         /// A job that the store has.
         async fn job(&self) -> JobId {
-            let job = Arc::new(crate::store::test_job("a", Time::now()));
+            let job = crate::store::test_job("a", Time::now());
             let id = job.id;
-            let new = Box::new(NewJob { job, rank: 1, body: BodyHash([0; 32]) });
+            let new = Box::new(test_new_job(job));
             self.store.commit(vec![Change::Submit(new)]).await.expect("it is stored");
             id
         }
