@@ -1,6 +1,6 @@
 //! What people change of a job: its place in the line, its description, its time limit, and that it runs again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,6 +104,8 @@ impl Owner {
     pub(super) fn look_at_predecessors(&mut self, ids: Vec<JobId>, asker: Asker) {
         let mut ended: Vec<JobId> = Vec::new();
         let mut waiting: Vec<JobId> = Vec::new();
+        // The others of a batch need not wait, and neither need operations on them.
+        let mut others: Vec<JobId> = Vec::new();
         for id in ids.iter().copied() {
             let terms = self.jobs.get(id).and_then(|entry| entry.terms());
             let of_it = terms.into_iter().flat_map(|terms| &terms.after).filter(|job| !self.jobs.contains(**job));
@@ -112,6 +114,8 @@ impl Owner {
             // A job that is being operated on is busy already, and stays so until its asker has been answered.
             if ended.len() > before || matches!(asker, Asker::Operation(_)) {
                 waiting.push(id);
+            } else {
+                others.push(id);
             }
         }
         for id in &waiting {
@@ -119,9 +123,6 @@ impl Owner {
                 entry.busy = Busy::Staying;
             }
         }
-        // The others of a batch need not wait, and neither need operations on them.
-        let busy: HashSet<JobId> = waiting.iter().copied().collect();
-        let others: Vec<JobId> = ids.iter().copied().filter(|id| !busy.contains(id)).collect();
         if ended.is_empty() {
             self.predecessors_looked_at(&ids, &waiting, asker, Ok(HashMap::new()));
         } else {
@@ -174,7 +175,8 @@ impl Owner {
         // Answered when what has just followed is durable too.
         match asker {
             Asker::Submission(reply) => {
-                let standings = ids.iter().map(|id| self.standing(*id)).collect();
+                let candidates = self.candidates();
+                let standings = ids.iter().map(|id| self.standing(*id, &candidates)).collect();
                 // An error means that the asker has gone away.
                 self.then.answers.push(Box::new(move |result| drop(reply.send(result.map(|()| standings)))));
             }

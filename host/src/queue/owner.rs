@@ -477,7 +477,7 @@ impl Owner {
             // An error in an answer means that the asker has gone away.
             Command::Standing { ids, reply } => {
                 let candidates = self.candidates();
-                drop(reply.send(ids.into_iter().map(|id| self.standing_among(id, &candidates)).collect()));
+                drop(reply.send(ids.into_iter().map(|id| self.standing(id, &candidates)).collect()));
             }
             Command::Summary { reply } => drop(reply.send(self.summary())),
             Command::Outlook { id, reply } => drop(reply.send(self.outlook(id))),

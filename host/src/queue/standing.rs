@@ -15,12 +15,8 @@ const JOBS_NAMED: usize = 5;
 const OUTLOOK: usize = 1000;
 
 impl Owner {
-    pub(super) fn standing(&self, id: JobId) -> Standing {
-        self.standing_among(id, &self.candidates())
-    }
-
-    /// The same by those that are next.
-    pub(super) fn standing_among(&self, id: JobId, candidates: &[Candidate]) -> Standing {
+    /// How a job stands, when these are next.
+    pub(super) fn standing(&self, id: JobId, candidates: &[Candidate]) -> Standing {
         let Some(entry) = self.jobs.get(id) else { return Standing::default() };
         if entry.state().is_live() {
             let live = self.live.values().find(|live| live.job == id);

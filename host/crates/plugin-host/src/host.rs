@@ -132,6 +132,10 @@ impl PluginHost {
     /// has its error, later until this holds for everything that was in force when the service ended.
     pub async fn ready(&self) {
         let mut settled = self.0.registry.settled();
+        // As nearly always. A wait that is over at once would count against what its task may do before others have their turn.
+        if *settled.borrow() {
+            return;
+        }
         // An error means that the registry is gone, which this handle keeps.
         let _ = settled.wait_for(|settled| *settled).await;
     }

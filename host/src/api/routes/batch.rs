@@ -7,8 +7,8 @@ use axum::body::Body;
 use axum::extract::RawQuery;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -84,16 +84,51 @@ type Stored = Result<(Arc<Job>, Standing), Refused>;
 /// Reads and judges every submission. Each has the id that its job has if it comes to one.
 async fn judge(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<(Vec<JobId>, Vec<Judged>), Refused> {
     let (ids, submissions): (Vec<JobId>, Vec<_>) = read(bytes)?.into_iter().unzip();
-    let own = &ids.iter().copied().collect::<HashSet<JobId>>();
-    let judged = stream::iter(ids.iter().copied().zip(submissions)).map(|(id, submission)| async move {
-        let mut draft = submission::draft(id, submission?);
-        submit::may_submit(api, caller, &draft)?;
-        let named = draft.terms.predecessors().map(|(job, _)| job);
-        draft.problems = submit::unknown_jobs(api, named.filter(|job| !own.contains(job)).collect()).await?;
-        submit::judge(api, caller, draft).await
-    });
-    let judged = judged.buffered(JUDGED_AT_A_TIME).collect().await;
+    let own = ids.as_slice();
+    let mut submissions = own.iter().copied().zip(submissions);
+    let mut judged: Vec<Judged> = Vec::with_capacity(own.len());
+    let mut waiting = FuturesOrdered::new();
+    loop {
+        while waiting.len() < JUDGED_AT_A_TIME
+            && let Some((id, submission)) = submissions.next()
+        {
+            // A thousand at a time would keep a thread from everybody else.
+            tokio::task::consume_budget().await;
+            let mut one = judge_one(api, caller, own, id, submission).boxed();
+            // Before the first that waits, for a plugin or the store, each is done when it is begun: nothing is gained by a place
+            // among those that wait.
+            match waiting.is_empty().then(|| one.as_mut().now_or_never()).flatten() {
+                Some(it) => judged.push(it),
+                None => waiting.push_back(one),
+            }
+        }
+        match waiting.next().await {
+            Some(it) => judged.push(it),
+            None => break,
+        }
+    }
+    drop(waiting);
     Ok((ids, judged))
+}
+
+async fn judge_one(
+    api: &Api,
+    caller: &Caller,
+    own: &[JobId],
+    id: JobId,
+    submission: Result<wire::Submission, Refused>,
+) -> Judged {
+    let mut draft = submission::draft(id, submission?);
+    submit::may_submit(api, caller, &draft)?;
+    let named = draft.terms.predecessors().map(|(job, _)| job);
+    let others = named.filter(|job| place(own, *job).is_none()).collect();
+    draft.problems = submit::unknown_jobs(api, others).await?;
+    submit::judge(api, caller, draft).await
+}
+
+/// The place of a job in a batch with these ids, which ascend as they were made.
+fn place(ids: &[JobId], job: JobId) -> Option<usize> {
+    ids.binary_search(&job).ok()
 }
 
 /// A submission that may be wrong, and the id that its job would have.
@@ -228,12 +263,11 @@ async fn refuse_taken_ids(api: &Api, judged: &mut [Judged]) -> Result<(), StoreE
 
 /// For each job of a batch the places there of those that come after it.
 fn followers(ids: &[JobId], judged: &[Judged]) -> Vec<Vec<usize>> {
-    let places: HashMap<JobId, usize> = ids.iter().copied().zip(0..).collect();
     let mut followers = vec![Vec::new(); ids.len()];
     for (at, judged) in judged.iter().enumerate() {
         let predecessors = judged.iter().flat_map(|job| job.spec.terms.predecessors());
-        for place in predecessors.filter_map(|(job, _)| places.get(&job)) {
-            followers[*place].push(at);
+        for place in predecessors.filter_map(|(job, _)| place(ids, job)) {
+            followers[place].push(at);
         }
     }
     followers
