@@ -50,12 +50,20 @@ impl Turn {
     /// A checkpoint's: once the transaction that is open is over.
     fn of_a_checkpoint<T>(&self, work: impl FnOnce() -> T) -> T {
         self.wanted.store(true, Ordering::SeqCst);
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = work();
-        self.wanted.store(false, Ordering::SeqCst);
-        drop(taken);
-        self.given_back.notify_all();
-        result
+        let _taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let _given_back = GiveBack(self);
+        work()
+    }
+}
+
+/// Gives a checkpoint's turn back, also when the work panics: the writer would wait for ever. Dropped while the turn is still taken, so
+/// that the writer either finds it given back or is already waiting to be told.
+struct GiveBack<'a>(&'a Turn);
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.0.wanted.store(false, Ordering::SeqCst);
+        self.0.given_back.notify_all();
     }
 }
 
@@ -231,6 +239,16 @@ mod tests {
         let (_, log, _) = checkpoints.pages("PASSIVE").expect("an answer");
         assert!(log < i64::from(STEP), "the log has begun again from the front");
     }
+
+    #[test]
+    fn a_checkpoint_that_panics_gives_its_turn_back() {
+        let turn = Turn::default();
+        let work = std::panic::AssertUnwindSafe(|| turn.of_a_checkpoint(|| panic!("as a bug would")));
+        assert!(std::panic::catch_unwind(work).is_err());
+        // Would wait for ever.
+        drop(turn.of_the_writer());
+    }
+
     #[test]
     fn a_writer_that_never_rests_lets_a_checkpoint_have_its_turn() {
         let directory = tempfile::tempdir().expect("a directory");
