@@ -102,11 +102,18 @@ impl Sent {
     }
 }
 
-/// Settles what an earlier service has left. Call it before there are submissions.
+/// Settles what an earlier service has left, and makes the place for marks. Call it before there are submissions: of the first two at
+/// once one would find the place that the other has made and not had written to the disk.
 pub(in super::super) async fn settle_incoming(store: &Store, jobs_dir: &Path) {
-    let entries = match std::fs::read_dir(jobs_dir.join(INCOMING)) {
+    let incoming = jobs_dir.join(INCOMING);
+    let entries = match std::fs::read_dir(&incoming) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Err(error) = make(&incoming).and_then(|()| sync(jobs_dir)) {
+                tracing::warn!(%error, "there is no place for datasets that are on their way yet");
+            }
+            return;
+        }
         Err(error) => return tracing::warn!(%error, "datasets that were on their way cannot be looked at"),
     };
     for job in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
@@ -127,7 +134,7 @@ impl Owner {
     fn make_mark(&self) -> io::Result<()> {
         let incoming = self.jobs_dir.join(INCOMING);
         match File::create_new(self.mark()) {
-            // It is the first of all.
+            // The start could not make it, or somebody has removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 make(&incoming)?;
                 File::create_new(self.mark())?;
@@ -300,6 +307,7 @@ mod tests {
     async fn what_a_killed_service_has_left_is_settled_at_the_next_start() {
         let place = Place::new();
         settle_incoming(&place.store, &place.jobs_dir()).await;
+        assert_eq!(place.on_their_way(), 0, "the place is there");
         let (accepted, unknown) = (place.job().await, JobId::new());
         // Killed: nothing is dropped, and nobody hears of anything.
         for job in [accepted, unknown] {
