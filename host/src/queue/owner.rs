@@ -532,7 +532,7 @@ impl Owner {
             let rank = self.jobs.take_rank();
             self.submitting.insert(job.id);
             entries.push((job.id, entry_of(&job, rank)));
-            changes.push(Change::Submit(Box::new(NewJob { job, texts: Box::new(texts), rank, body })));
+            changes.push(Change::Submit(Box::new(NewJob { job, texts, rank, body })));
         }
         changes.extend(key.map(|key| Change::Remember(Box::new(key))));
         let store = self.store.clone();

@@ -1,11 +1,12 @@
 //! The rows that each change becomes, and the events and the audit trail with them.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Statement, params};
+use rusqlite::{Connection, OptionalExtension, Statement, params};
 use serde_json::{Map, Value, json};
 use taxiway_job::{Job, JobId, Reason, Shift, State, Time};
 
+use super::submit::Inserts;
 use super::texts::{json_list, json_text, unwritable};
-use super::{Change, End, Event, JobTexts, NewDelivery, NewJob, NextAttempt, Scope, StoreError, history, keys};
+use super::{Change, End, Event, JobTexts, NewDelivery, NextAttempt, Scope, StoreError, history, keys};
 
 /// What a transaction did besides its rows, to be told once it is durable.
 #[derive(Default)]
@@ -241,20 +242,6 @@ pub(super) fn apply(db: &Connection, change: &Change, told: &mut Told) -> Result
     }
 }
 
-fn setting(db: &Connection, key: &str, value: &str) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
-        .execute(params![key, value])?;
-    Ok(())
-}
-
-const INSERT_JOB: &str = "
-    INSERT INTO jobs (id, state, priority, rank, gpus, attempt, name, profile, external_id, body, spec, config,
-        submitted_config, rewrites, verdicts, warnings, reason, submitted_at, queued_at, submitted_by, terms, submitted_beside,
-        array_id)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)";
-const INSERT_EVENT: &str = "INSERT INTO events (at, kind, job, data) VALUES (?1, ?2, ?3, ?4)";
-const INSERT_AUDIT: &str = "INSERT INTO audit (at, actor, action, job) VALUES (?1, ?2, ?3, ?4)";
-
 /// Writes several changes, in their order, as [`apply`] does each.
 ///
 /// # Errors
@@ -280,53 +267,10 @@ pub(super) fn apply_all<'a>(
     Ok(())
 }
 
-/// The statements that a submission takes.
-struct Inserts<'a> {
-    job: CachedStatement<'a>,
-    event: CachedStatement<'a>,
-    audit: CachedStatement<'a>,
-}
-
-impl<'a> Inserts<'a> {
-    fn new(db: &'a Connection) -> Result<Self, StoreError> {
-        Ok(Self {
-            job: db.prepare_cached(INSERT_JOB)?,
-            event: db.prepare_cached(INSERT_EVENT)?,
-            audit: db.prepare_cached(INSERT_AUDIT)?,
-        })
-    }
-
-    fn submit(&mut self, db: &Connection, new: &NewJob, told: &mut Told) -> Result<(), StoreError> {
-        let NewJob { job, texts, rank, body } = new;
-        self.job.execute(params![
-            job.id.as_bytes(),
-            job.state.as_str(),
-            job.spec.priority,
-            rank,
-            job.spec.gpus,
-            job.attempt,
-            job.spec.name,
-            job.spec.profile,
-            job.spec.external_id,
-            body.0,
-            texts.spec,
-            texts.config,
-            texts.submitted_config,
-            texts.rewrites,
-            texts.verdicts,
-            texts.warnings,
-            texts.reason,
-            job.submitted_at.as_millis(),
-            job.queued_at.as_millis(),
-            job.submitted_by,
-            texts.terms,
-            texts.submitted_beside,
-            job.spec.array.as_ref().map(|member| member.id.as_bytes()),
-        ])?;
-        let kind = format!("job.{}", job.state);
-        event_by(&mut self.event, db, told, job.submitted_at, kind, Some(job.id), Map::new())?;
-        audit_by(&mut self.audit, job.submitted_at, &job.submitted_by, "submit", Some(job.id))
-    }
+fn setting(db: &Connection, key: &str, value: &str) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
+        .execute(params![key, value])?;
+    Ok(())
 }
 
 /// What an attempt leaves in its job's row, taken out for the next one.
@@ -464,6 +408,9 @@ fn add_deliveries(
     Ok(())
 }
 
+pub(super) const INSERT_EVENT: &str = "INSERT INTO events (at, kind, job, data) VALUES (?1, ?2, ?3, ?4)";
+pub(super) const INSERT_AUDIT: &str = "INSERT INTO audit (at, actor, action, job) VALUES (?1, ?2, ?3, ?4)";
+
 pub(super) fn event(
     db: &Connection,
     told: &mut Told,
@@ -476,7 +423,7 @@ pub(super) fn event(
 }
 
 /// The same by [`INSERT_EVENT`].
-fn event_by(
+pub(super) fn event_by(
     insert: &mut Statement<'_>,
     db: &Connection,
     told: &mut Told,
@@ -538,7 +485,7 @@ pub(super) fn audit(
 }
 
 /// The same by [`INSERT_AUDIT`].
-fn audit_by(
+pub(super) fn audit_by(
     insert: &mut Statement<'_>,
     at: Time,
     actor: &str,

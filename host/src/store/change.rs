@@ -320,7 +320,7 @@ pub struct NewJob {
     /// The job; its state is `queued` or `held`.
     pub job: Arc<Job>,
     /// What its row has as JSON.
-    pub texts: Box<JobTexts>,
+    pub texts: JobTexts,
     /// Its rank in the line.
     pub rank: i64,
     /// Tells whether a repeated request was the same one.

@@ -23,6 +23,7 @@ mod reader;
 mod room;
 mod row;
 mod schema;
+mod submit;
 mod texts;
 mod writer;
 

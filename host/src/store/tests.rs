@@ -63,7 +63,7 @@ pub(crate) fn job_at(name: &str, now: Time) -> Job {
 
 /// The same to be stored, first in line.
 pub(crate) fn new_job(job: Job) -> NewJob {
-    let texts = Box::new(JobTexts::of(&job).expect("JSON"));
+    let texts = JobTexts::of(&job).expect("JSON");
     NewJob { job: Arc::new(job), texts, rank: 1, body: BodyHash([7; 32]) }
 }
 
