@@ -12,6 +12,7 @@ mod bundled;
 pub mod cli;
 pub mod config;
 pub mod gpu;
+mod line;
 pub mod outbox;
 pub mod plugin_events;
 pub mod queue;

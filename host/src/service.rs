@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use taxiway_job::{Job, JobId, LaunchId, State, Time, Verdict};
 use taxiway_launcher::{Delegated, LocalLauncher};
 use taxiway_plugin_host::PluginHost;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,7 @@ use crate::alarm::Alarm;
 use crate::api;
 use crate::config::{DataDir, Settings, Startup};
 use crate::gpu::{self, Inventory, Looked, Released};
+use crate::line::Line;
 use crate::outbox::{self, Outbox};
 use crate::plugin_events;
 use crate::queue::{self, Count, Gpus, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
@@ -28,6 +30,9 @@ const LAUNCHER_EVENTS: usize = 256;
 
 /// How long deliveries that are under way may take once the service stops; those cut off are made again.
 const LAST_DELIVERIES: Duration = Duration::from_secs(2);
+
+/// What is said where starting the launcher or the queue panics.
+const UNFINISHED: &str = "Taxiway made a mistake while it started; its log says more";
 
 /// Everything a request may need.
 pub struct Service {
@@ -84,10 +89,12 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     });
 
     let (events, launcher_events) = mpsc::channel(LAUNCHER_EVENTS);
-    let launcher = LocalLauncher::start(launcher_options(&settings, groups, started_alone), events)
-        .context("cannot start the launcher")?;
+    let line = Line::start().context("cannot start the queue's own thread")?;
+    let launcher = launcher_options(&settings, groups, started_alone);
+    let launcher = line.run(async move { LocalLauncher::start(launcher, events) }).await;
+    let launcher = launcher.context(UNFINISHED)?.context("cannot start the launcher")?;
     let drained = CancellationToken::new();
-    let queue = queue::start(queue::Options {
+    let starting = queue::start(queue::Options {
         store: store.clone(),
         boot_id: taxiway_launcher::boot_id().context("cannot read the machine's boot id")?,
         launcher: Arc::new(launcher),
@@ -95,6 +102,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         jobs_dir: settings.jobs_dir(),
         min_free_disk: settings.config.launcher.min_free_disk,
         hooks: Arc::new(Plugins { admission: admission.clone(), plugins: plugins.clone(), gpus: gpus.clone() }),
+        beside: Handle::current(),
         slots: slots(&gpus.slots()),
         missing: gpus.missing(),
         gpus: Arc::new(gpus.clone()),
@@ -106,8 +114,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
             Startup::Last => None,
         },
         drained: drained.clone(),
-    })
-    .await?;
+    });
+    let queue = line.run(starting).await.context(UNFINISHED)??;
     let alarm = || Alarm::new().context("could not make a timer; check the limit of open files (`ulimit -n`)");
     let kept = settings.config.queue.retention.clone();
     let retention = Retention::spawn(store.clone(), settings.jobs_dir(), kept, alarm()?);
@@ -139,6 +147,7 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
     });
     server.run(service, stop).await;
     outbox.stop(LAST_DELIVERIES).await;
+    line.end().await;
     tracing::info!("stopped; jobs that run go on");
     Ok(())
 }

@@ -15,6 +15,7 @@ use taxiway_job::{
     Busy, ConfigFormat, Exit, Failure, FailureClass, Job, JobId, LaunchId, Reason, State, Time, Verdict,
 };
 use taxiway_launcher::{ConfigFile, LaunchPlan, PrepareError};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::handle::Mode;
@@ -178,14 +179,15 @@ impl Owner {
         });
         let judges = self.hooks.judges_launch(entry.profile.as_deref());
         let generation = self.hooks.generation();
-        let (store, hooks, uuids) = (self.store.clone(), self.hooks.clone(), self.slots.likely(gpus, &candidate.slots));
+        let (store, hooks, beside) = (self.store.clone(), self.hooks.clone(), self.beside.clone());
+        let uuids = self.slots.likely(gpus, &candidate.slots);
         self.work.push(Box::pin(async move {
             let planned = match store.job_to_start(job).await {
                 Ok(Some(job)) => {
                     let planned = plan(&job, launch, attempt);
                     let judged_for = judges.then(|| (uuids.clone(), generation));
                     let (verdict, verdicts) = match judges {
-                        true => judge(hooks, job, uuids).await,
+                        true => judge(&beside, hooks, job, uuids).await,
                         false => (LaunchVerdict::Accept, Vec::new()),
                     };
                     match (verdict, planned) {
@@ -517,8 +519,8 @@ fn cannot_be_launched(why: String) -> Failure {
 }
 
 /// Has plugins judge a job, beside the owner: a guest takes its time, and the queue goes on meanwhile.
-async fn judge(hooks: Arc<dyn Hooks>, job: Job, uuids: Vec<String>) -> (LaunchVerdict, Vec<Verdict>) {
-    let judging = tokio::spawn(async move { hooks.judge_launch(&job, &uuids).await });
+async fn judge(beside: &Handle, hooks: Arc<dyn Hooks>, job: Job, uuids: Vec<String>) -> (LaunchVerdict, Vec<Verdict>) {
+    let judging = beside.spawn(async move { hooks.judge_launch(&job, &uuids).await });
     judging.await.unwrap_or_else(|error| {
         tracing::error!(%error, "a job could not be judged");
         let reason = Reason::new("plugin_failed", "judging the job failed inside Taxiway; it is tried again");

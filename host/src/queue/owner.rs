@@ -13,6 +13,7 @@ use taxiway_job::{
     Entry, Failure, Job, JobId, Jobs, LaunchId, Progress, Reason, Shift, State, StopTarget, Time, Verdict,
 };
 use taxiway_launcher::Launcher;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +75,8 @@ pub struct Options {
     pub jobs_dir: PathBuf,
     /// The plugins.
     pub hooks: Arc<dyn Hooks>,
+    /// Where they judge: what they take time for is nothing that the queue's own thread should do.
+    pub beside: Handle,
     /// Free bytes in the filesystem of `jobs_dir` below which nothing is armed.
     pub min_free_disk: u64,
     /// The slots: GPUs, or virtual ones.
@@ -92,7 +95,7 @@ pub struct Options {
     pub drained: CancellationToken,
 }
 
-/// Reads what the store knows, takes over what still runs, and starts the owner.
+/// Reads what the store knows, takes over what still runs, and starts the owner on the runtime that this is called on.
 ///
 /// # Errors
 /// When the store cannot be read, or there is no timer to be had.
@@ -107,6 +110,7 @@ pub async fn start(options: Options) -> Result<Queue, StartError> {
         min_free_disk,
         boot_id,
         hooks,
+        beside,
         slots,
         missing,
         gpus,
@@ -146,6 +150,7 @@ pub async fn start(options: Options) -> Result<Queue, StartError> {
         store,
         launcher,
         hooks,
+        beside,
     };
     owner.load(mode).await?;
     tokio::spawn(owner.run(waiting, events, faults, alarm));
@@ -170,6 +175,7 @@ pub(super) struct Owner {
     pub(super) store: Store,
     pub(super) launcher: Arc<dyn Launcher>,
     pub(super) hooks: Arc<dyn Hooks>,
+    pub(super) beside: Handle,
     pub(super) boot_id: String,
     pub(super) mode: Mode,
     /// Every job that has not ended, and their order.

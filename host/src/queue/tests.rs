@@ -19,6 +19,7 @@ use serde_json::Map;
 use taxiway_job::{
     ConfigFormat, Exit, Failure, FailureClass, Job, JobId, JobSpec, LaunchId, ProcessSpec, Reason, State, Time, Verdict,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,17 @@ impl Service {
         counted: Count,
         gpus: Arc<FreeGpus>,
     ) -> Result<Self, super::StartError> {
+        Self::start_beside(directory, machine, counted, gpus, Handle::current()).await
+    }
+
+    /// The same with plugins on a runtime that may be another.
+    async fn start_beside(
+        directory: &Path,
+        machine: &Arc<Machine>,
+        counted: Count,
+        gpus: Arc<FreeGpus>,
+        beside: Handle,
+    ) -> Result<Self, super::StartError> {
         let Count { slots, missing } = counted;
         let store = Store::open(&directory.join("taxiway.db")).expect("the database opens");
         let (events, said) = mpsc::channel(1024);
@@ -61,6 +73,7 @@ impl Service {
             jobs_dir: directory.join("jobs"),
             min_free_disk: 0,
             hooks: Arc::new(Plugins),
+            beside,
             slots,
             missing,
             gpus,
@@ -174,6 +187,7 @@ impl Hooks for Plugins {
             }),
             "crowded" => LaunchVerdict::Wait(Reason::new("plugin_busy", "there was no place for the call")),
             "doubtful" => LaunchVerdict::Hold(Reason::new("doubtful", "somebody should look at it")),
+            "where" => LaunchVerdict::Hold(Reason::new("where", std::thread::current().name().unwrap_or_default())),
             _ => LaunchVerdict::Accept,
         };
         (verdict, Vec::new())

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use taxiway_job::{ArrayId, ArrayLimit, FailureClass, Job, Retries, State, Target};
+use tokio::runtime::Handle;
 
 use super::launch::Shim;
 use super::machine::{Kill, Known, Machine, Step};
 use super::{Service, gpus, job, virtual_slots};
-use crate::queue::{QueueError, SlotGpu};
+use crate::line::Line;
+use crate::queue::{Count, QueueError, SlotGpu};
 use crate::store::BodyHash;
 
 /// Everything but ends, which the tests choose.
@@ -213,6 +215,26 @@ async fn what_a_plugin_says_at_launch_is_what_becomes_of_the_job() {
     assert_eq!((held.state, held.reason.map(|reason| reason.code)), (State::Held, Some("doubtful".into())));
     assert!(runs(&machine, &good));
     nothing_is_broken(&machine);
+}
+
+#[tokio::test]
+async fn plugins_judge_a_launch_on_another_thread_than_the_queue_s() {
+    let (slots, mut job) = (virtual_slots(1), job(1, 0));
+    (job.spec.profile, job.spec.name) = (Some("judged".into()), "where".into());
+    let (machine, directory) = machine(&slots, &[&job]);
+    let line = Line::start().expect("a runtime");
+    let (at, machine, beside) = (directory.path().to_owned(), machine.clone(), Handle::current());
+    let counted = Count { slots, missing: Vec::new() };
+    let start = async move { Service::start_beside(&at, &machine, counted, Arc::default(), beside).await };
+    let service = line.run(start).await.expect("no panic").expect("starts");
+    let mut events = service.store.events();
+    service.submit(&job).await;
+    while service.state(&job).await != State::Held {
+        events.recv().await.expect("the store lives");
+    }
+    let held = service.store.job(job.id).await.expect("reads").expect("is there");
+    let thread = held.reason.expect("a reason").message;
+    assert!(!thread.is_empty() && thread != "queue", "{thread}");
 }
 
 #[tokio::test]
