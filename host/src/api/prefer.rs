@@ -49,12 +49,7 @@ impl Prefer {
 
     /// A job as the answer has it.
     pub(super) fn shown<'a>(self, job: &'a Job, standing: &'a Standing) -> wire::Shown<'a> {
-        match self {
-            Self::Representation => wire::Shown::Whole(Box::new(wire::Job::new(job, standing))),
-            Self::Minimal => {
-                wire::Shown::Brief(wire::BriefJob { id: job.id, state: job.state, position: standing.position })
-            }
-        }
+        wire::Shown { job, standing, brief: self == Self::Minimal }
     }
 
     /// A 200 with as many jobs in it, which says when the preference was heeded.

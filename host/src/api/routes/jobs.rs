@@ -6,6 +6,7 @@ use axum::response::Response;
 use taxiway_job::{ArrayId, Job, JobId, State as JobState};
 
 use super::super::answer::{Refused, with_jobs};
+use super::super::prefer::Prefer;
 use super::super::{Api, State, wire};
 use crate::config::nearest;
 use crate::queue::Standing;
@@ -22,7 +23,8 @@ pub(super) async fn list(api: State, RawQuery(query): RawQuery) -> Result<Respon
     let filter = filter(query.as_deref().unwrap_or_default())?;
     let page = api.service.store.jobs(filter).await?;
     let standings = api.service.queue.standing(page.items.iter().map(|job| job.id).collect()).await;
-    let items = page.items.iter().zip(&standings).map(|(job, standing)| wire::Job::new(job, standing)).collect();
+    let shown = |(job, standing)| Prefer::Representation.shown(job, standing);
+    let items = page.items.iter().zip(&standings).map(shown).collect();
     let next_cursor = page.next.map(|Cursor(seq)| seq.to_string());
     Ok(with_jobs(page.items.len(), &wire::Page { items, next_cursor }))
 }

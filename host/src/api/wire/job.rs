@@ -172,14 +172,26 @@ pub struct BriefJob {
     pub position: Option<usize>,
 }
 
-/// A job as much of it as was asked for.
-#[derive(Debug, Clone, Serialize)]
-#[serde(untagged)]
-pub enum Shown<'a> {
-    /// All of it.
-    Whole(Box<Job<'a>>),
-    /// Its id, and where it stands.
-    Brief(BriefJob),
+/// A job as much of it as was asked for. It is made as it is written: a thousand of them would be moved about in memory otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// The job.
+    pub job: &'a taxiway_job::Job,
+    /// Where it stands.
+    pub standing: &'a Standing,
+    /// No more of it than [`BriefJob`] has.
+    pub brief: bool,
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { job, standing, brief } = *self;
+        if brief {
+            BriefJob { id: job.id, state: job.state, position: standing.position }.serialize(serializer)
+        } else {
+            Job::new(job, standing).serialize(serializer)
+        }
+    }
 }
 
 /// Environment variables without their secrets.
