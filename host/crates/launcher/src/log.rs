@@ -26,21 +26,16 @@ pub fn path(jobs_dir: &Path, job: JobId, launch: LaunchId) -> PathBuf {
     launch_directory(jobs_dir, job, launch).join(file::LOG)
 }
 
-/// Opens a log to be read.
+/// Opens a log to be read, or another file of a launch.
 ///
-/// A job can put anything in its log's place. What is no regular file is refused: a pipe would keep its reader waiting, and a
+/// A job can put anything in its place. What is no regular file is refused: a pipe would keep its reader waiting, and a
 /// link would show a file of somebody else's choice.
 ///
 /// # Errors
 /// When it cannot be opened, or is no regular file.
 pub fn open(path: &Path) -> io::Result<File> {
-    open_regular(path, libc::O_NOFOLLOW)
-}
-
-/// Opens a file that a job may have replaced; what is no regular file is an error.
-pub(crate) fn open_regular(path: &Path, flags: libc::c_int) -> io::Result<File> {
     // Not waiting: the other end of a pipe may never be opened. A regular file has no use for the flag (open(2)).
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
     } else {

@@ -81,8 +81,9 @@ fn look(directory: &Path) -> (Vec<Watch>, Option<Progress>) {
 
 /// What the job says now.
 pub(crate) fn read(directory: &Path) -> Option<Progress> {
-    // Whatever the job has put there: no pipe keeps this waiting, and no device fills the memory.
-    match log::open_regular(&directory.join(file::PROGRESS), 0) {
+    // Whatever the job has put there: no pipe keeps this waiting, no device fills the memory, and no link leads to a file system that
+    // does not answer.
+    match log::open(&directory.join(file::PROGRESS)) {
         Ok(file) => {
             let mut bytes = Vec::new();
             file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
@@ -234,6 +235,10 @@ mod tests {
         std::fs::remove_file(&path).expect("it was there");
         std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
         assert_eq!(read(directory.path()), None, "a device without end");
+        std::fs::remove_file(&path).expect("it was there");
+        std::fs::write(directory.path().join("other"), "{\"step\": 7}").expect("a file");
+        std::os::unix::fs::symlink("other", &path).expect("a link");
+        assert_eq!(read(directory.path()), None, "somebody else's file");
         std::fs::remove_file(&path).expect("it was there");
         let long = format!("{{\"step\": 1, \"note\": \"{}\"}}", "x".repeat(FILE_MAX_BYTES as usize));
         std::fs::write(&path, long).expect("a file");

@@ -15,7 +15,7 @@ use super::orphans::{Orphans, wait_gone};
 use crate::cgroup::{Delegated, Group};
 use crate::launch::Settlement;
 use crate::lock::{self, Lock};
-use crate::log::open_regular;
+use crate::log;
 use crate::processes::{self, Ending, UNKILLABLE_NS, pidfd_open};
 use crate::record::ExitRecord;
 use crate::rules::{Known, nothing_ran};
@@ -97,7 +97,7 @@ fn conclude(record: Option<ExitRecord>, started: bool, known: Known) -> Settleme
 
 fn read_record(directory: &Path) -> io::Result<Option<ExitRecord>> {
     // A job may have put something else in its place: then there is no record.
-    match open_regular(&directory.join(file::EXIT), libc::O_NOFOLLOW) {
+    match log::open(&directory.join(file::EXIT)) {
         Ok(file) => {
             let mut bytes = Vec::new();
             file.take(RECORD_MAX_BYTES).read_to_end(&mut bytes)?;
@@ -171,7 +171,7 @@ pub(super) fn signal_holder(directory: &Path, pid: i32, signal: i32) -> io::Resu
 /// write to that note, so of the note only a group of this name counts.
 fn group_of(directory: &Path, launch: LaunchId, groups: Option<&Delegated>) -> Option<Group> {
     let name = Group::name(launch);
-    let noted = open_regular(&directory.join(file::GROUP), libc::O_NOFOLLOW).ok().and_then(|note| {
+    let noted = log::open(&directory.join(file::GROUP)).ok().and_then(|note| {
         let mut path = Vec::new();
         note.take(PATH_MAX_BYTES).read_to_end(&mut path).ok()?;
         Some(PathBuf::from(OsString::from_vec(path))).filter(|path| path.file_name() == Some(OsStr::new(&name)))
