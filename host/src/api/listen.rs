@@ -1,5 +1,6 @@
 //! The listeners, and serving until the service stops.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -111,7 +112,9 @@ impl Server {
         routes::settle_incoming(&api.service.store, &api.service.settings.jobs_dir()).await;
         let router = routes::router(&api);
         let connections = TaskTracker::new();
-        println!("listening on http://{}", self.address);
+        if let Err(error) = writeln!(io::stdout(), "listening on http://{}", self.address) {
+            tracing::warn!(%error, address = %self.address, "listening, and standard output cannot be written");
+        }
         systemd::ready(&format!("listening on http://{}", self.address));
         let tcp = accept_tcp(self.tcp, router.clone(), &connections, &stop);
         let unix = accept_unix(self.unix, router, &connections, &stop);

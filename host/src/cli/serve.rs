@@ -64,7 +64,12 @@ impl Serve {
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("TAXIWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        // A line that cannot be written, to a file on a full disk, would have it print that to standard error and panic.
+        .log_internal_errors(false);
     // Already set only when a test starts a second service in one process.
     let _ = subscriber.try_init();
 }

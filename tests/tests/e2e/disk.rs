@@ -1,5 +1,6 @@
 //! Disks that are full or broken: clear answers, nothing that was acknowledged is lost, and work goes on when they recover.
 
+use std::io::Write;
 use std::time::Duration;
 
 use http::Method;
@@ -137,9 +138,14 @@ async fn a_small_disk_that_is_really_full_takes_no_more_and_goes_on_with_all_it_
     let Some(small) = SmallDisk::mount(16) else { return };
     let data_dir = small.path().join("data");
     let place = Place::with_data_dir(data_dir.to_str().expect("a path of ours"));
+    // What it logs goes there, too, and does not fit any more.
+    std::os::unix::fs::symlink(small.path().join("service.log"), place.log_file()).expect("a link");
     let server = place.config("[launcher]\nmin_free_disk = 0\n").start().await;
     server.post_nothing("/queue/pause").await.expect(200);
     let filler = small.fill();
+    let log = std::fs::OpenOptions::new().append(true).open(server.place().log_file());
+    let mut log = log.expect("it is written");
+    while log.write_all(b".").is_ok() {}
     // The log of the database has some room of its own; then there is none.
     let mut submission = sh("exit 0");
     submission["config"] = json!({"ballast": "x".repeat(64 << 10)});
