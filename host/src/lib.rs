@@ -21,3 +21,4 @@ pub mod retention;
 pub mod service;
 pub mod store;
 mod systemd;
+mod vital;

@@ -24,6 +24,7 @@ use crate::plugin_events;
 use crate::queue::{self, Count, Gpus, Hooks, LaunchVerdict, Mode, Queue, SlotGpu};
 use crate::retention::Retention;
 use crate::store::{NewDelivery, Store};
+use crate::vital;
 
 /// Events of the launcher that may wait for the queue: a few for each job that runs at a time.
 const LAUNCHER_EVENTS: usize = 256;
@@ -115,7 +116,8 @@ pub async fn serve(settings: Settings, stop: CancellationToken) -> anyhow::Resul
         },
         drained: drained.clone(),
     });
-    let queue = line.run(starting).await.context(UNFINISHED)??;
+    let (queue, owner) = line.run(starting).await.context(UNFINISHED)??;
+    tokio::spawn(vital::task("the queue", owner));
     let alarm = || Alarm::new().context("could not make a timer; check the limit of open files (`ulimit -n`)");
     let kept = settings.config.queue.retention.clone();
     let retention = Retention::spawn(store.clone(), settings.jobs_dir(), kept, alarm()?);

@@ -15,6 +15,7 @@ use taxiway_job::{
 use taxiway_launcher::Launcher;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -95,11 +96,12 @@ pub struct Options {
     pub drained: CancellationToken,
 }
 
-/// Reads what the store knows, takes over what still runs, and starts the owner on the runtime that this is called on.
+/// Reads what the store knows, takes over what still runs, and starts the owner on the runtime that this is called on. Its task ends
+/// when every handle is gone.
 ///
 /// # Errors
 /// When the store cannot be read, or there is no timer to be had.
-pub async fn start(options: Options) -> Result<Queue, StartError> {
+pub async fn start(options: Options) -> Result<(Queue, JoinHandle<()>), StartError> {
     let alarm = Alarm::new().map_err(StartError::Alarm)?;
     let (commands, waiting) = mpsc::channel(WAITING_COMMANDS);
     let Options {
@@ -153,8 +155,8 @@ pub async fn start(options: Options) -> Result<Queue, StartError> {
         beside,
     };
     owner.load(mode).await?;
-    tokio::spawn(owner.run(waiting, events, faults, alarm));
-    Ok(Queue { commands, revisions: None })
+    let task = tokio::spawn(owner.run(waiting, events, faults, alarm));
+    Ok((Queue { commands, revisions: None }, task))
 }
 
 /// The queue cannot be started.

@@ -65,7 +65,7 @@ impl Service {
         let store = Store::open(&directory.join("taxiway.db")).expect("the database opens");
         let (events, said) = mpsc::channel(1024);
         let drained = CancellationToken::new();
-        let queue = super::start(Options {
+        let (queue, _) = super::start(Options {
             store: store.clone(),
             boot_id: machine.boot_id(),
             launcher: machine.clone(),

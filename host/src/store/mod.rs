@@ -98,7 +98,7 @@ impl Store {
         };
         std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || writer.run(waiting))
+            .spawn(move || crate::vital::thread("the thread that writes the database", || writer.run(waiting)))
             .map_err(OpenError::Thread)?;
         let readers = Arc::new(reader::Readers::open(path, reader::READERS).map_err(at)?);
         let starting = Arc::new(reader::Readers::open(path, 1).map_err(at)?);
