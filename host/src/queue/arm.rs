@@ -224,7 +224,7 @@ impl Owner {
         (free < self.min_free_disk).then(|| {
             let mebibytes = |bytes: u64| bytes >> 20;
             format!(
-                "{} MiB are free on the disk of {} and launcher.min_free_disk asks for {}; nothing starts until there is more",
+                "{} MiB are free on the disk of {} and launcher.min_free_disk asks for {} MiB; nothing starts until there is more",
                 mebibytes(free),
                 self.jobs_dir.display(),
                 mebibytes(self.min_free_disk)

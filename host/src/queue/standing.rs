@@ -2,7 +2,7 @@
 
 use taxiway_job::{Condition, Entry, JobId, Reason, Spot, State, StopTarget, Terms};
 
-use super::gpus::SlotState;
+use super::gpus::{SlotStanding, SlotState};
 use super::handle::{Holder, Mode, Outlook, Standing};
 use super::next::Candidate;
 use super::owner::{Live, Owner};
@@ -247,8 +247,16 @@ impl Owner {
             return uncounted.why();
         }
         let left = self.slots.allowed(entry.terms()).len();
-        let mut sentence = format!("it needs {} GPUs and {left} are left that it may use", entry.gpus());
-        let lost = self.slot_standings().into_iter().filter(|slot| slot.state == SlotState::Quarantined);
+        let mut sentence = match (entry.gpus(), left) {
+            (1, _) => "it needs a GPU and may use none of those that are left".to_owned(),
+            (gpus, 0) => format!("it needs {gpus} GPUs and may use none of those that are left"),
+            (gpus, left) => format!("it needs {gpus} GPUs and may use {left} of those that are left"),
+        };
+        let named = entry.terms().map(|terms| terms.gpu_uuids.as_slice()).filter(|uuids| !uuids.is_empty());
+        let may_use =
+            |slot: &SlotStanding| named.is_none_or(|uuids| slot.uuid.as_ref().is_some_and(|uuid| uuids.contains(uuid)));
+        let standings = self.slot_standings().into_iter();
+        let lost = standings.filter(|slot| slot.state == SlotState::Quarantined && may_use(slot));
         for reason in lost.filter_map(|slot| slot.reason) {
             sentence.push_str(&format!("; {}", reason.message));
         }

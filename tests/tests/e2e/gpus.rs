@@ -216,7 +216,10 @@ async fn a_gpu_with_a_critical_error_is_kept_from_jobs_and_its_job_is_told_why_i
     let one = server.submit(sh("exit 0")).await;
     assert_eq!(events.end_of(one.id()).await, "completed");
     assert_eq!(server.job(one.id()).await.json["gpu_uuids"], json!(["GPU-fake-1"]));
-    assert_eq!(server.job(both.id()).await.reason(), Some("gpus_unavailable"));
+    let waiting = server.job(both.id()).await;
+    assert_eq!(waiting.reason(), Some("gpus_unavailable"));
+    let why = waiting.json["reason"]["message"].as_str().expect("a sentence");
+    assert!(why.starts_with("it needs 2 GPUs and may use 1 of those that are left; GPU 0 "), "{why}");
     assert_eq!(server.gpu(0).await["state"], "quarantined");
 
     // A restart mends nothing; a person does.
@@ -232,13 +235,20 @@ async fn a_gpu_with_a_critical_error_is_kept_from_jobs_and_its_job_is_told_why_i
 
 #[tokio::test]
 async fn a_gpu_that_fell_off_the_bus_is_used_again_when_it_is_back() {
-    let server = Place::new().with_gpus(1).start().await;
+    let server = Place::new().with_gpus(2).start().await;
     let mut events = server.events().await;
-    server.place().change_gpus(|machine| machine.gpus[0].lost = true);
-    let job = server.submit(sh("exit 0")).await;
-    event(&mut events, "gpu.quarantined").await;
+    server.place().change_gpus(|machine| {
+        machine.gpus[0].lost = true;
+        machine.gpus[1].xids.push(79);
+    });
+    let job = server.submit(with(sh("exit 0"), json!({"gpu_uuids": ["GPU-fake-0"]}))).await;
+    for _ in 0..2 {
+        event(&mut events, "gpu.quarantined").await;
+    }
     let waiting = server.job(job.id()).await;
     assert_eq!((waiting.state(), waiting.reason()), ("queued", Some("gpus_unavailable")));
+    let why = waiting.json["reason"]["message"].as_str().expect("a sentence");
+    assert!(why.contains("; GPU 0 ") && !why.contains("GPU 1"), "only what it may use: {why}");
     let cpu = server.submit(with(sh("exit 0"), json!({"gpus": 0}))).await;
     assert_eq!(events.end_of(cpu.id()).await, "completed");
     server.place().change_gpus(|machine| machine.gpus[0].lost = false);
