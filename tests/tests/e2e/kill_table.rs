@@ -63,7 +63,9 @@ async fn check(server: &Server, events: &mut Events, bell: &mut Bell, resistance
     let (expected, while_ending): (_, &[&str]) = match way {
         Way::Cancel => {
             events.job(id, "running").await;
-            assert_eq!(server.operate(id, "cancel").await.expect(200).job().state(), "cancelling", "{case}");
+            // The answer is the job as it is by then: one that does not resist may be gone.
+            let stopping = server.operate(id, "cancel").await.expect(200).job();
+            assert!(matches!(stopping.state(), "cancelling" | "cancelled"), "{case}: {}", stopping.state());
             ("cancelled", &["cancelling"])
         }
         Way::Requeue => {
