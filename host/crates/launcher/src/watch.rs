@@ -46,7 +46,8 @@ impl Watch {
         let notify = Arc::new(Notify::new());
         // Adding and removing under the lock: a descriptor that is being removed must not be handed out again.
         let mut waiting = watcher.waiting();
-        let descriptor = watcher.inotify.add_watch(path, mask)?;
+        // Not what a link leads to, which may be on a file system that does not answer: everybody would wait for the lock.
+        let descriptor = watcher.inotify.add_watch(path, mask | AddWatchFlags::IN_DONT_FOLLOW)?;
         waiting.entry(descriptor).or_default().push(Arc::clone(&notify));
         drop(waiting);
         Ok(Self { watcher, descriptor, notify })
