@@ -60,16 +60,19 @@ impl Writer {
     pub(super) fn run(mut self, mut units: mpsc::Receiver<Unit>) {
         let mut group: VecDeque<Unit> = VecDeque::new();
         loop {
-            if group.is_empty() {
+            let new = group.is_empty();
+            if new {
                 match units.blocking_recv() {
                     Some(unit) => group.push_back(unit),
                     None => return,
                 }
             }
             let mut changes: usize = group.iter().map(Unit::weight).sum();
+            // With facts that the disk has refused, however many, requests that have come meanwhile hear at once how it stands.
+            let room = if new { GROUP } else { usize::MAX };
             let patient_until = Instant::now() + PATIENCE;
             loop {
-                while changes < GROUP
+                while changes < room
                     && let Ok(unit) = units.try_recv()
                 {
                     changes += unit.weight();
@@ -266,4 +269,45 @@ fn answer(unit: Unit, result: Result<(), StoreError>) {
     }
     // An error means that the asker has gone away; what it asked for is done all the same.
     let _ = unit.reply.send(result);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+
+    #[tokio::test]
+    async fn a_request_hears_of_a_full_disk_however_much_is_owed_to_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut connection = Connection::open(directory.path().join("taxiway.db")).expect("opens");
+        schema::configure(&connection).expect("is configured");
+        schema::migrate(&mut connection).expect("is migrated");
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).expect("a number");
+        connection.query_row(&format!("PRAGMA max_page_count = {}", pages + 2), [], |_| Ok(())).expect("is set");
+        let (units, waiting) = mpsc::channel(8);
+        let writer = Writer {
+            connection,
+            turn: Arc::default(),
+            events: broadcast::channel(1).0,
+            deliveries_added: Arc::default(),
+            job_ended: Arc::default(),
+            counters: Arc::default(),
+            health: watch::channel(true).0,
+        };
+        // What is owed is never written: it goes on trying until the process ends.
+        std::thread::spawn(move || writer.run(waiting));
+        let unit = |changes: usize, fact: bool| {
+            let (reply, answer) = oneshot::channel();
+            let setting = |_| Change::Setting { key: "key", value: "x".repeat(20_000) };
+            (Unit { changes: (0..changes).map(setting).collect(), fact, can_wait: false, reply }, answer)
+        };
+        let (owed, _answer) = unit(GROUP + 1, true);
+        assert!(units.send(owed).await.is_ok(), "it lives");
+        for _ in 0..2 {
+            let (request, answer) = unit(1, false);
+            assert!(units.send(request).await.is_ok(), "it lives");
+            let answer = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("it is answered");
+            assert!(matches!(answer, Ok(Err(StoreError::Full))), "{answer:?}");
+        }
+    }
 }
