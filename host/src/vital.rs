@@ -24,7 +24,8 @@ pub(crate) fn thread(what: &'static str, work: impl FnOnce()) {
 /// As a kill would: nothing that was acknowledged is lost, jobs go on, and the next service takes them over.
 fn end(what: &'static str) -> ! {
     tracing::error!("Taxiway made a mistake and {what} has failed: the service ends, and jobs go on; start it again");
-    std::process::exit(FAILED)
+    // SAFETY: _exit takes any status and does not return. What libraries would do at an exit might wait for threads that hang.
+    unsafe { nix::libc::_exit(FAILED) }
 }
 
 #[cfg(test)]
