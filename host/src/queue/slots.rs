@@ -24,6 +24,14 @@ impl SlotGpu {
     pub(super) fn is_part_of(&self, uuid: &str) -> bool {
         self.uuid.as_deref() == Some(uuid) || self.whole.as_deref() == Some(uuid)
     }
+
+    /// Whether a job with these terms may run here.
+    pub(super) fn suits(&self, terms: Option<&Terms>) -> bool {
+        terms.is_none_or(|terms| match &self.uuid {
+            Some(uuid) => terms.allow_gpu(uuid, self.memory_total_bytes),
+            None => !terms.choose_gpus(),
+        })
+    }
 }
 
 /// Which launch holds which slot. A slot is held by one launch at a time.
@@ -131,14 +139,7 @@ impl Slots {
 
     /// Those on which a job with these terms may run, free or not. One in quarantine is not there.
     pub(super) fn allowed(&self, terms: Option<&Terms>) -> Vec<SlotId> {
-        let allowed = |slot: &Slot| {
-            slot.quarantine.is_none()
-                && !self.is_unkillable(slot)
-                && terms.is_none_or(|terms| match &slot.gpu.uuid {
-                    Some(uuid) => terms.allow_gpu(uuid, slot.gpu.memory_total_bytes),
-                    None => !terms.choose_gpus(),
-                })
-        };
+        let allowed = |slot: &Slot| slot.quarantine.is_none() && !self.is_unkillable(slot) && slot.gpu.suits(terms);
         self.iter().filter(|(_, slot)| allowed(slot)).map(|(id, _)| id).collect()
     }
 

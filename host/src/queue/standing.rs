@@ -2,7 +2,7 @@
 
 use taxiway_job::{Condition, Entry, JobId, Reason, Spot, State, StopTarget, Terms};
 
-use super::gpus::{SlotStanding, SlotState};
+use super::gpus::SlotState;
 use super::handle::{Holder, Mode, Outlook, Standing};
 use super::next::Candidate;
 use super::owner::{Live, Owner};
@@ -252,12 +252,11 @@ impl Owner {
             (gpus, 0) => format!("it needs {gpus} GPUs and may use none of those that are left"),
             (gpus, left) => format!("it needs {gpus} GPUs and may use {left} of those that are left"),
         };
-        let named = entry.terms().map(|terms| terms.gpu_uuids.as_slice()).filter(|uuids| !uuids.is_empty());
-        let may_use =
-            |slot: &SlotStanding| named.is_none_or(|uuids| slot.uuid.as_ref().is_some_and(|uuid| uuids.contains(uuid)));
-        let standings = self.slot_standings().into_iter();
-        let lost = standings.filter(|slot| slot.state == SlotState::Quarantined && may_use(slot));
-        for reason in lost.filter_map(|slot| slot.reason) {
+        let suits = self.slots.iter().map(|(_, slot)| slot.gpu.suits(entry.terms()));
+        // Beyond the slots come those that are missing.
+        let standings = self.slot_standings().into_iter().zip(suits.chain(std::iter::repeat(false)));
+        let lost = standings.filter(|(slot, suits)| slot.state == SlotState::Quarantined && *suits);
+        for reason in lost.filter_map(|(slot, _)| slot.reason) {
             sentence.push_str(&format!("; {}", reason.message));
         }
         if let Some(uncounted) = &self.uncounted {
