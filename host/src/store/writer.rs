@@ -14,8 +14,8 @@ use super::checkpoint::Turn;
 use super::counters::Counters;
 use super::{Change, Event, StoreError};
 
-/// With how many changes a transaction takes no more units: bounds how long the first of them waits for its answer. It is about
-/// what the largest batch has, so that one of several batches is answered while the next is being written.
+/// With how many changes a transaction takes no more units: bounds how long the first of them waits for its answer. It is what
+/// the largest batch has, so that one of several such batches is answered while the next is being written.
 const GROUP: usize = 1000;
 
 /// How long the writer waits before it tries again to write facts that the disk refused: a compromise between noticing free
